@@ -1,0 +1,34 @@
+//! What a device can do. This crate knows nothing of models, tokenizers or requests.
+//!
+//! A model records a [`Program`] through a [`Recorder`]; a [`Backend`] compiles and launches it on a [`Batch`].
+//! [`open`] is the only door to a device.
+
+mod arena;
+mod backend;
+mod batch;
+mod cpu;
+mod dtype;
+mod error;
+pub mod format;
+mod null;
+mod op;
+mod open;
+mod program;
+mod recorder;
+mod reference;
+mod tensor;
+
+pub use arena::Arena;
+pub use backend::{
+    Backend, Candidate, DeviceInfo, DeviceKind, DeviceSpec, Limits, Output, Precision, ProgramId, Ticket,
+};
+pub use batch::{Batch, BatchShape, KvLayer, KvSpec};
+pub use dtype::{DType, Format};
+pub use error::{Error, Result};
+pub use op::{
+    Act, AttnSpec, Cost, ExpertsSpec, Op, RopeSpec, RouterGroups, RouterScore, RouterSpec, Value, Weight, WeightId,
+};
+pub use open::{Opened, isa_paths, open};
+pub use program::{Node, Outputs, Program, Tail};
+pub use recorder::{Recorder, Scope};
+pub use tensor::{HostTensor, Probe, Shape};

@@ -1,0 +1,373 @@
+//! Owns the closed vocabulary: inference words, not arithmetic. Each is one kernel on CPU and CUDA and one lowering
+//! rule on Neuron; a new variant makes the compiler list every place that must answer. Shape rules are in
+//! [`crate::Recorder`], costs here.
+
+use crate::{BatchShape, DType, Format, Shape};
+
+/// A value of a program: the index of the node that makes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Value(pub u32);
+
+impl Value {
+    pub fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// A weight that lives on a device. Vectors (`[n]`) are always kept as f32; matrices in their format.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Weight {
+    pub id: WeightId,
+    /// `[n]`, `[out, in]`, or `[experts, out, in]`.
+    pub shape: Shape,
+    pub format: Format,
+}
+
+impl Weight {
+    /// Bytes the weight takes in its format.
+    pub fn bytes(&self) -> u64 {
+        self.format.bytes(self.shape.elements()).expect("uploaded weights are whole: this is a bug") as u64
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct WeightId(pub u32);
+
+/// Activation functions, elementwise on f32.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Act {
+    Silu,
+    /// `x/2 * (1 + erf(x / sqrt 2))`
+    Gelu,
+    /// `x/2 * (1 + tanh(sqrt(2/pi) * (x + 0.044715 x^3)))`
+    GeluTanh,
+    Relu,
+    /// `max(x, 0)^2`
+    Relu2,
+    /// gpt-oss: gate clamped above at `limit`, up clamped to `±limit`, `gate * sigmoid(alpha * gate) * (up + 1)`.
+    ClampedSwiglu {
+        alpha: f32,
+        limit: f32,
+    },
+}
+
+/// Rotary position embedding of the first `2 * freqs.len()` dimensions of each head.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RopeSpec {
+    /// `[dim / 2]` f32: angle per position of each pair, radians. All scaling (llama3, YaRN, linear) is in here.
+    pub freqs: Weight,
+    /// Pairs are (2i, 2i + 1) instead of (i, i + dim/2). GGUF llama files are stored for this.
+    pub interleaved: bool,
+    /// Multiplies cosine and sine (YaRN's attention factor); 1 for most.
+    pub magnitude: f32,
+}
+
+/// Causal attention over the paged cache.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AttnSpec {
+    /// Which K/V cache layer this is: index into [`crate::KvSpec::layers`]. Each is used exactly once in a program.
+    pub layer: usize,
+    /// Multiplies `q . k`.
+    pub scale: f32,
+    /// A query at position p sees keys at positions greater than p - window.
+    pub window: Option<usize>,
+    /// `cap * tanh(score / cap)` before the softmax.
+    pub softcap: Option<f32>,
+    /// `[heads]` f32: one more softmax column a head, dropped after.
+    pub sinks: Option<Weight>,
+}
+
+/// How router logits become experts and their weights.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RouterSpec {
+    pub top_k: usize,
+    pub score: RouterScore,
+    /// Divide the chosen weights by their sum.
+    pub normalise: bool,
+    /// Multiplies the chosen weights.
+    pub scale: f32,
+    /// `[experts]` f32, added to the scores for choosing only (DeepSeek V3's correction bias).
+    pub bias: Option<Weight>,
+    /// Choose the best `kept` of `groups` equal groups first, by the sum of each group's two best (biased) scores.
+    pub groups: Option<RouterGroups>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RouterScore {
+    /// Softmax over all experts, then choose.
+    Softmax,
+    /// Choose by logit, then softmax over the chosen.
+    SoftmaxChosen,
+    Sigmoid,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RouterGroups {
+    pub groups: usize,
+    pub kept: usize,
+}
+
+/// The experts' MLPs: `down(act(gate) * up)`, weighted by the route and summed.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ExpertsSpec {
+    /// `[experts, 2 * inner, hidden]`: gate rows first, then up rows.
+    pub gate_up: Weight,
+    /// `[experts * 2 * inner]` f32.
+    pub gate_up_bias: Option<Weight>,
+    /// `[experts, hidden, inner]`.
+    pub down: Weight,
+    /// `[experts * hidden]` f32.
+    pub down_bias: Option<Weight>,
+    pub act: Act,
+    /// Gate and up rows alternate (gpt-oss) instead of standing in halves.
+    pub interleaved: bool,
+}
+
+/// One operation. Shapes in the comments are results; `tokens` is [`BatchShape::tokens`], `rows` [`BatchShape::rows`].
+#[derive(Clone, Debug, PartialEq)]
+pub enum Op {
+    /// The step's token ids. `[tokens]` u32
+    Tokens,
+    /// Rows of `table` `[vocab, hidden]`. `[tokens, hidden]` f32
+    Embed {
+        ids: Value,
+        table: Weight,
+    },
+    /// `x . w^T + bias`, `w` `[out, in]`, `bias` `[out]`. `[.., out]`
+    Linear {
+        x: Value,
+        w: Weight,
+        bias: Option<Weight>,
+    },
+    /// `x / sqrt(mean(x^2) + eps) * (offset + gain)` over the last dimension; no gain: 1.
+    RmsNorm {
+        x: Value,
+        gain: Option<Weight>,
+        offset: f32,
+        eps: f32,
+    },
+    /// `(x - mean) / sqrt(var + eps) * gain + bias` over the last dimension.
+    LayerNorm {
+        x: Value,
+        gain: Option<Weight>,
+        bias: Option<Weight>,
+        eps: f32,
+    },
+    /// `[tokens, heads, dim]`, rotated by the step's positions.
+    Rope {
+        x: Value,
+        spec: RopeSpec,
+    },
+    /// Stores `k` `[tokens, kv_heads, dim]` and `v` `[tokens, kv_heads, v_dim]` at the step's slots, then attends with
+    /// `q` `[tokens, heads, dim]` through the block table. The one effect. `[tokens, heads, v_dim]`
+    Attention {
+        q: Value,
+        k: Value,
+        v: Value,
+        spec: AttnSpec,
+    },
+    /// `act(gate) * up`, or `act(gate)` without up.
+    GatedAct {
+        gate: Value,
+        up: Option<Value>,
+        act: Act,
+    },
+    /// Same shapes, or `b` of the last dimension only.
+    Add {
+        a: Value,
+        b: Value,
+    },
+    /// Same shapes, or `b` of the last dimension only.
+    Mul {
+        a: Value,
+        b: Value,
+    },
+    Scale {
+        x: Value,
+        by: f32,
+    },
+    /// `cap * tanh(x / cap)`
+    Softcap {
+        x: Value,
+        cap: f32,
+    },
+    /// `logits` `[tokens, experts]` to `[tokens, top_k]` pairs (expert, weight), best first, ties to the lowest id.
+    Router {
+        logits: Value,
+        spec: RouterSpec,
+    },
+    /// `x` `[tokens, hidden]`, `route` `[tokens, top_k]` pairs. `[tokens, hidden]`
+    Experts {
+        x: Value,
+        route: Value,
+        spec: ExpertsSpec,
+    },
+    /// The rows of `x` `[tokens, n]` whose logits are wanted. `[rows, n]`
+    SelectRows {
+        x: Value,
+    },
+    Cast {
+        x: Value,
+        to: DType,
+    },
+    /// `len` entries of the last dimension from `start`.
+    Narrow {
+        x: Value,
+        start: usize,
+        len: usize,
+    },
+    /// Another view of the same elements.
+    Reshape {
+        x: Value,
+        shape: Shape,
+    },
+    /// Sum over the ranks of a tensor-parallel group; itself on one rank.
+    AllReduce {
+        x: Value,
+    },
+    /// Logits with -inf where the step's masks forbid the token; untouched for rows without a mask.
+    MaskLogits {
+        x: Value,
+    },
+    /// Index of the largest logit, ties to the lowest. `[rows]` u32
+    Argmax {
+        x: Value,
+    },
+    /// The k largest (id, logit), largest first, ties to the lowest id. `[rows, k]` pairs
+    TopK {
+        x: Value,
+        k: usize,
+    },
+    /// `ln(sum(exp(x)))` over the vocabulary. `[rows]` f32
+    LogSumExp {
+        x: Value,
+    },
+}
+
+impl Op {
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Tokens => "tokens",
+            Self::Embed { .. } => "embed",
+            Self::Linear { .. } => "linear",
+            Self::RmsNorm { .. } => "rms_norm",
+            Self::LayerNorm { .. } => "layer_norm",
+            Self::Rope { .. } => "rope",
+            Self::Attention { .. } => "attention",
+            Self::GatedAct { .. } => "gated_act",
+            Self::Add { .. } => "add",
+            Self::Mul { .. } => "mul",
+            Self::Scale { .. } => "scale",
+            Self::Softcap { .. } => "softcap",
+            Self::Router { .. } => "router",
+            Self::Experts { .. } => "experts",
+            Self::SelectRows { .. } => "select_rows",
+            Self::Cast { .. } => "cast",
+            Self::Narrow { .. } => "narrow",
+            Self::Reshape { .. } => "reshape",
+            Self::AllReduce { .. } => "all_reduce",
+            Self::MaskLogits { .. } => "mask_logits",
+            Self::Argmax { .. } => "argmax",
+            Self::TopK { .. } => "top_k",
+            Self::LogSumExp { .. } => "log_sum_exp",
+        }
+    }
+
+    /// The values this operation reads, in order.
+    pub fn inputs(&self) -> Vec<Value> {
+        match *self {
+            Self::Tokens => vec![],
+            Self::Embed { ids, .. } => vec![ids],
+            Self::Linear { x, .. }
+            | Self::RmsNorm { x, .. }
+            | Self::LayerNorm { x, .. }
+            | Self::Rope { x, .. }
+            | Self::Scale { x, .. }
+            | Self::Softcap { x, .. }
+            | Self::SelectRows { x }
+            | Self::Cast { x, .. }
+            | Self::Narrow { x, .. }
+            | Self::Reshape { x, .. }
+            | Self::AllReduce { x }
+            | Self::MaskLogits { x }
+            | Self::Argmax { x }
+            | Self::TopK { x, .. }
+            | Self::LogSumExp { x } => vec![x],
+            Self::Attention { q, k, v, .. } => vec![q, k, v],
+            Self::GatedAct { gate, up, .. } => std::iter::once(gate).chain(up).collect(),
+            Self::Add { a, b } | Self::Mul { a, b } => vec![a, b],
+            Self::Router { logits, .. } => vec![logits],
+            Self::Experts { x, route, .. } => vec![x, route],
+        }
+    }
+
+    /// The weights this operation reads.
+    pub fn weights(&self) -> Vec<Weight> {
+        match *self {
+            Self::Embed { table, .. } => vec![table],
+            Self::Linear { w, bias, .. } => std::iter::once(w).chain(bias).collect(),
+            Self::RmsNorm { gain, .. } => gain.into_iter().collect(),
+            Self::LayerNorm { gain, bias, .. } => gain.into_iter().chain(bias).collect(),
+            Self::Rope { spec, .. } => vec![spec.freqs],
+            Self::Attention { spec, .. } => spec.sinks.into_iter().collect(),
+            Self::Router { spec, .. } => spec.bias.into_iter().collect(),
+            Self::Experts { spec, .. } => {
+                [Some(spec.gate_up), spec.gate_up_bias, Some(spec.down), spec.down_bias].into_iter().flatten().collect()
+            }
+            _ => vec![],
+        }
+    }
+
+    /// Floating-point operations and bytes moved (weights and activations read once, results written once), for a
+    /// result of `shape` from inputs of `inputs` shapes, within a step of `batch`. Attention counts its largest case:
+    /// every query sees every block of the table.
+    pub fn cost(&self, shape: Shape, inputs: &[Shape], batch: &BatchShape, block_tokens: usize) -> Cost {
+        let out = shape.elements() as u64;
+        let read: u64 = inputs.iter().map(|s| s.elements() as u64 * 4).sum();
+        let weights: u64 = self.weights().iter().map(Weight::bytes).sum();
+        let plain = |flops: u64| Cost { flops, bytes: read + weights + out * 4 };
+        match *self {
+            Self::Tokens | Self::Reshape { .. } => Cost { flops: 0, bytes: 0 },
+            Self::Embed { table, .. } => {
+                let row = table.bytes() / table.shape.first().max(1) as u64;
+                Cost { flops: 0, bytes: shape.first() as u64 * row + out * 4 }
+            }
+            Self::Linear { w, .. } => plain(2 * out * w.shape.last() as u64),
+            Self::Attention { spec, .. } => {
+                let (keys, dim) = (batch.blocks * block_tokens, inputs[0].last() + shape.last());
+                let seen = spec.window.map_or(keys, |w| w.min(keys)) as u64;
+                let (heads, kv_heads) = (shape.dims()[1] as u64, inputs[1].dims()[1] as u64);
+                let cache = batch.seqs as u64 * seen * kv_heads * dim as u64 * 2;
+                Cost { flops: 2 * batch.tokens as u64 * heads * seen * dim as u64, bytes: read + cache + out * 4 }
+            }
+            Self::Experts { spec, .. } => {
+                let (chosen, experts) = (inputs[1].elements() as u64, spec.down.shape.first() as u64);
+                let each = (spec.gate_up.bytes() + spec.down.bytes()) / experts.max(1);
+                let values = (spec.gate_up.shape.elements() + spec.down.shape.elements()) as u64 / experts.max(1);
+                Cost { flops: 2 * chosen * values, bytes: each * chosen.min(experts) + read + out * 4 }
+            }
+            Self::RmsNorm { .. } | Self::LayerNorm { .. } | Self::Rope { .. } | Self::GatedAct { .. } => plain(6 * out),
+            _ => plain(out.max(read / 4)),
+        }
+    }
+}
+
+/// What an operation costs in the limit: arithmetic and memory traffic.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cost {
+    pub flops: u64,
+    pub bytes: u64,
+}
+
+impl std::ops::Add for Cost {
+    type Output = Self;
+    fn add(self, other: Self) -> Self {
+        Self { flops: self.flops + other.flops, bytes: self.bytes + other.bytes }
+    }
+}
+
+impl std::iter::Sum for Cost {
+    fn sum<I: Iterator<Item = Self>>(iter: I) -> Self {
+        iter.fold(Self::default(), |a, b| a + b)
+    }
+}

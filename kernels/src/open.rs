@@ -1,0 +1,35 @@
+//! Owns the choice of a device: the only door. Says what was chosen and why.
+
+use crate::backend::{Backend, DeviceKind, DeviceSpec};
+use crate::{Error, Result, cpu, null, reference};
+
+/// A device, and the sentence that says why this one.
+pub struct Opened {
+    pub backend: Box<dyn Backend>,
+    pub reason: String,
+}
+
+/// Opens the device that `spec` names.
+///
+/// # Errors
+/// [`Error::Unavailable`] when it is not there. Nothing falls back silently: only `Auto` moves on to another device, and
+/// says so in [`Opened::reason`].
+pub fn open(spec: &DeviceSpec) -> Result<Opened> {
+    let opened = |backend: Box<dyn Backend>, reason: &str| Ok(Opened { backend, reason: reason.into() });
+    match spec.kind {
+        DeviceKind::Auto => opened(cpu::open(spec)?, "chosen by auto: this build drives no accelerator yet"),
+        DeviceKind::Cpu => opened(cpu::open(spec)?, "asked for"),
+        DeviceKind::Reference => opened(reference::open(spec)?, "asked for"),
+        DeviceKind::Null => opened(null::open(spec)?, "asked for"),
+        DeviceKind::Cuda(_) | DeviceKind::Neuron => Err(Error::Unavailable {
+            device: if spec.kind == DeviceKind::Neuron { "neuron".into() } else { "cuda".into() },
+            reason: "this build has no back end for it yet; use --device cpu".into(),
+        }),
+    }
+}
+
+/// Names of the instruction-set paths of the CPU back end that this machine can run, best first. Any of them can be
+/// forced with [`DeviceSpec::isa`].
+pub fn isa_paths() -> Vec<&'static str> {
+    cpu::isa_paths()
+}

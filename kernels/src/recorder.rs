@@ -1,0 +1,319 @@
+//! Owns recording: a model's `forward` calls these methods and the program grows. Methods return a `Copy` handle and
+//! never a `Result`; the first broken shape rule is kept with its layer path and comes out of [`Recorder::finish`].
+//! The reader of a model sees mathematics.
+
+use std::cell::RefCell;
+use std::fmt::Display;
+
+use crate::op::{Act, AttnSpec, ExpertsSpec, RopeSpec, RouterSpec};
+use crate::program::{Node, Outputs, Program, Tail};
+use crate::{BatchShape, DType, Error, Op, Result, Shape, Value, Weight};
+
+/// Records one program for one [`BatchShape`].
+pub struct Recorder {
+    shape: BatchShape,
+    block_tokens: usize,
+    inner: RefCell<Inner>,
+}
+
+struct Inner {
+    nodes: Vec<Node>,
+    path: Vec<String>,
+    error: Option<Error>,
+}
+
+/// While it lives, what is recorded belongs to its layer. Serves error paths, profiler ranges and parity bisecting.
+pub struct Scope<'a>(&'a Recorder);
+
+impl Drop for Scope<'_> {
+    fn drop(&mut self) {
+        self.0.inner.borrow_mut().path.pop();
+    }
+}
+
+impl Recorder {
+    pub fn new(shape: BatchShape, block_tokens: usize) -> Self {
+        let inner = Inner { nodes: vec![], path: vec![], error: None };
+        Self { shape, block_tokens, inner: RefCell::new(inner) }
+    }
+
+    pub fn shape(&self) -> BatchShape {
+        self.shape
+    }
+
+    /// A scope named `layers.INDEX`.
+    pub fn layer(&self, index: usize) -> Scope<'_> {
+        self.scope(format!("layers.{index}"))
+    }
+
+    pub fn scope(&self, name: impl Into<String>) -> Scope<'_> {
+        self.inner.borrow_mut().path.push(name.into());
+        Scope(self)
+    }
+
+    /// The shape of a value, for models that compute with it.
+    pub fn shape_of(&self, v: Value) -> Shape {
+        self.inner.borrow().nodes[v.index()].shape
+    }
+
+    /// `[tokens]` u32: the step's token ids.
+    pub fn tokens(&self) -> Value {
+        self.push(Op::Tokens, [self.shape.tokens].into(), DType::U32)
+    }
+
+    /// `ids [tokens]`, `table [vocab, hidden]` -> `[tokens, hidden]`
+    pub fn embed(&self, ids: Value, table: Weight) -> Value {
+        self.rule(self.dtype(ids) == DType::U32, "embed", || "ids are not u32".into());
+        self.matrix("embed", table);
+        let shape = [self.shape_of(ids).elements(), table.shape.last()];
+        self.push(Op::Embed { ids, table }, shape.into(), DType::F32)
+    }
+
+    /// `x [.., in]`, `w [out, in]` -> `[.., out]`
+    pub fn linear(&self, x: Value, w: Weight) -> Value {
+        self.linear_bias(x, w, None)
+    }
+
+    /// As [`Self::linear`], plus `bias [out]`.
+    pub fn linear_bias(&self, x: Value, w: Weight, bias: Option<Weight>) -> Value {
+        let shape = self.floats("linear", x);
+        self.matrix("linear", w);
+        let (out, inner) = (w.shape.first(), w.shape.last());
+        self.rule(shape.last() == inner, "linear", || format!("x {shape} does not fit w {}", w.shape));
+        if let Some(bias) = bias {
+            self.vector("linear", bias, out);
+        }
+        self.push(Op::Linear { x, w, bias }, shape.with_last(out), DType::F32)
+    }
+
+    /// Over the last dimension, which `gain [n]` must match. The factor is `offset + gain` (Gemma stores gain - 1).
+    pub fn rms_norm(&self, x: Value, gain: Option<Weight>, offset: f32, eps: f32) -> Value {
+        let shape = self.floats("rms_norm", x);
+        if let Some(gain) = gain {
+            self.vector("rms_norm", gain, shape.last());
+        }
+        self.push(Op::RmsNorm { x, gain, offset, eps }, shape, DType::F32)
+    }
+
+    /// Over the last dimension, which gain and bias `[n]` must match.
+    pub fn layer_norm(&self, x: Value, gain: Option<Weight>, bias: Option<Weight>, eps: f32) -> Value {
+        let shape = self.floats("layer_norm", x);
+        for w in gain.into_iter().chain(bias) {
+            self.vector("layer_norm", w, shape.last());
+        }
+        self.push(Op::LayerNorm { x, gain, bias, eps }, shape, DType::F32)
+    }
+
+    /// `x [tokens, heads, dim]` -> the same, its first `2 * freqs` dimensions rotated by the step's positions.
+    pub fn rope(&self, x: Value, spec: RopeSpec) -> Value {
+        let shape = self.floats("rope", x);
+        self.rule(shape.rank() == 3, "rope", || format!("x {shape} is not [tokens, heads, dim]"));
+        let rotated = 2 * spec.freqs.shape.elements();
+        self.rule(rotated <= shape.last(), "rope", || format!("rotates {rotated} of {} dimensions", shape.last()));
+        self.push(Op::Rope { x, spec }, shape, DType::F32)
+    }
+
+    /// `q [tokens, heads, dim]`, `k [tokens, kv_heads, dim]`, `v [tokens, kv_heads, v_dim]` -> `[tokens, heads, v_dim]`
+    pub fn attention(&self, q: Value, k: Value, v: Value, spec: AttnSpec) -> Value {
+        let (qs, ks, vs) = (self.floats("attention", q), self.floats("attention", k), self.floats("attention", v));
+        let ranks = [qs, ks, vs].iter().all(|s| s.rank() == 3 && s.first() == self.shape.tokens);
+        self.rule(ranks, "attention", || format!("q {qs}, k {ks}, v {vs} are not [tokens, heads, dim]"));
+        let mut out = qs;
+        if ranks {
+            let (heads, kv_heads) = (qs.dims()[1], ks.dims()[1]);
+            self.rule(kv_heads > 0 && heads.is_multiple_of(kv_heads), "attention", || {
+                format!("{heads} query heads are not a multiple of {kv_heads} key heads")
+            });
+            self.rule(qs.last() == ks.last() && kv_heads == vs.dims()[1], "attention", || {
+                format!("k {ks} and v {vs} do not fit q {qs}")
+            });
+            if let Some(sinks) = spec.sinks {
+                self.vector("attention", sinks, heads);
+            }
+            self.rule(spec.window != Some(0), "attention", || "the window is 0".into());
+            out = qs.with_last(vs.last());
+        }
+        self.push(Op::Attention { q, k, v, spec }, out, DType::F32)
+    }
+
+    /// `act(gate) * up`, shapes equal.
+    pub fn gated_act(&self, gate: Value, up: Value, act: Act) -> Value {
+        let (shape, other) = (self.floats("gated_act", gate), self.floats("gated_act", up));
+        self.rule(shape == other, "gated_act", || format!("gate {shape} and up {other} differ"));
+        self.push(Op::GatedAct { gate, up: Some(up), act }, shape, DType::F32)
+    }
+
+    /// `act(x)`
+    pub fn act(&self, x: Value, act: Act) -> Value {
+        let shape = self.floats("gated_act", x);
+        let gated = matches!(act, Act::ClampedSwiglu { .. });
+        self.rule(!gated, "gated_act", || "the clamped SwiGLU needs an up value".into());
+        self.push(Op::GatedAct { gate: x, up: None, act }, shape, DType::F32)
+    }
+
+    /// Same shapes, or `b` a vector of a's last dimension.
+    pub fn add(&self, a: Value, b: Value) -> Value {
+        let shape = self.pairwise("add", a, b);
+        self.push(Op::Add { a, b }, shape, DType::F32)
+    }
+
+    /// Same shapes, or `b` a vector of a's last dimension.
+    pub fn mul(&self, a: Value, b: Value) -> Value {
+        let shape = self.pairwise("mul", a, b);
+        self.push(Op::Mul { a, b }, shape, DType::F32)
+    }
+
+    pub fn scale(&self, x: Value, by: f32) -> Value {
+        let shape = self.floats("scale", x);
+        self.push(Op::Scale { x, by }, shape, DType::F32)
+    }
+
+    /// `cap * tanh(x / cap)`
+    pub fn softcap(&self, x: Value, cap: f32) -> Value {
+        let shape = self.floats("softcap", x);
+        self.rule(cap > 0.0, "softcap", || format!("the cap is {cap}"));
+        self.push(Op::Softcap { x, cap }, shape, DType::F32)
+    }
+
+    /// `logits [tokens, experts]` -> `[tokens, top_k]` pairs
+    pub fn router(&self, logits: Value, spec: RouterSpec) -> Value {
+        let shape = self.floats("router", logits);
+        let experts = shape.last();
+        self.rule(shape.rank() == 2 && spec.top_k > 0 && spec.top_k <= experts, "router", || {
+            format!("cannot choose {} of logits {shape}", spec.top_k)
+        });
+        if let Some(bias) = spec.bias {
+            self.vector("router", bias, experts);
+        }
+        if let Some(g) = spec.groups {
+            let fits = g.groups > 0 && experts.is_multiple_of(g.groups) && (1..=g.groups).contains(&g.kept);
+            self.rule(fits, "router", || format!("{experts} experts in {} groups, {} kept", g.groups, g.kept));
+        }
+        self.push(Op::Router { logits, spec }, shape.with_last(spec.top_k), DType::Pair)
+    }
+
+    /// `x [tokens, hidden]`, `route [tokens, top_k]` -> `[tokens, hidden]`
+    pub fn experts(&self, x: Value, route: Value, spec: ExpertsSpec) -> Value {
+        let shape = self.floats("experts", x);
+        let (up, down) = (spec.gate_up.shape, spec.down.shape);
+        self.rule(self.dtype(route) == DType::Pair && self.shape_of(route).first() == shape.first(), "experts", || {
+            "route is not one row of pairs a token".into()
+        });
+        let fits = up.rank() == 3
+            && down.rank() == 3
+            && up.first() == down.first()
+            && up.last() == shape.last()
+            && up.dims()[1] == 2 * down.last()
+            && down.dims()[1] == shape.last();
+        self.rule(fits, "experts", || format!("gate_up {up} and down {down} do not fit x {shape}"));
+        for (bias, like) in [(spec.gate_up_bias, up), (spec.down_bias, down)] {
+            if let (Some(bias), true) = (bias, fits) {
+                self.vector("experts", bias, like.first() * like.dims()[1]);
+            }
+        }
+        self.push(Op::Experts { x, route, spec }, shape, DType::F32)
+    }
+
+    /// `x [tokens, n]` -> `[rows, n]`: only the tokens whose logits are wanted.
+    pub fn select_rows(&self, x: Value) -> Value {
+        let shape = self.floats("select_rows", x);
+        self.rule(shape.first() == self.shape.tokens, "select_rows", || format!("x {shape} is not one row a token"));
+        self.push(Op::SelectRows { x }, shape.with_first(self.shape.rows), DType::F32)
+    }
+
+    pub fn cast(&self, x: Value, to: DType) -> Value {
+        let shape = self.floats("cast", x);
+        self.rule(to.is_float(), "cast", || format!("cannot cast to {to}"));
+        self.push(Op::Cast { x, to }, shape, to)
+    }
+
+    /// Entries `start .. start + len` of the last dimension.
+    pub fn narrow(&self, x: Value, start: usize, len: usize) -> Value {
+        let shape = self.floats("narrow", x);
+        let fits = len > 0 && start.checked_add(len).is_some_and(|end| end <= shape.last());
+        self.rule(fits, "narrow", || format!("{start} + {len} is beyond x {shape}"));
+        self.push(Op::Narrow { x, start, len }, shape.with_last(len), DType::F32)
+    }
+
+    /// Another view of the same elements.
+    pub fn reshape(&self, x: Value, shape: impl Into<Shape>) -> Value {
+        let (from, shape) = (self.shape_of(x), shape.into());
+        self.rule(from.elements() == shape.elements(), "reshape", || format!("{from} has other elements than {shape}"));
+        let dtype = self.dtype(x);
+        self.push(Op::Reshape { x, shape }, shape, dtype)
+    }
+
+    /// Sum over the ranks of a tensor-parallel group.
+    pub fn all_reduce(&self, x: Value) -> Value {
+        let shape = self.floats("all_reduce", x);
+        self.push(Op::AllReduce { x }, shape, DType::F32)
+    }
+
+    /// Ends the program: `logits [rows, vocab]` and what the tail asks for.
+    ///
+    /// # Errors
+    /// The first shape rule that was broken, with its layer path.
+    pub fn finish(self, logits: Value, tail: Tail) -> Result<Program> {
+        let shape = self.floats("logits", logits);
+        let rows = self.shape.rows;
+        self.rule(shape.rank() == 2 && shape.first() == rows, "logits", || format!("{shape} is not [rows, vocab]"));
+        self.rule(tail.top_k <= shape.last(), "top_k", || format!("{} of {} tokens", tail.top_k, shape.last()));
+        let logits = match tail.masked {
+            true => self.push(Op::MaskLogits { x: logits }, shape, DType::F32),
+            false => logits,
+        };
+        let argmax = self.push(Op::Argmax { x: logits }, [rows].into(), DType::U32);
+        let top = (tail.top_k > 0)
+            .then(|| self.push(Op::TopK { x: logits, k: tail.top_k }, [rows, tail.top_k].into(), DType::Pair));
+        let log_sum_exp = self.push(Op::LogSumExp { x: logits }, [rows].into(), DType::F32);
+        let outputs = Outputs { logits, argmax, top, log_sum_exp };
+        let Inner { nodes, error, .. } = self.inner.into_inner();
+        if let Some(error) = error {
+            return Err(error);
+        }
+        let program = Program { shape: self.shape, nodes, tail, outputs, block_tokens: self.block_tokens };
+        program.verify()?;
+        Ok(program)
+    }
+
+    fn push(&self, op: Op, shape: Shape, dtype: DType) -> Value {
+        let mut inner = self.inner.borrow_mut();
+        let path = inner.path.join(".");
+        inner.nodes.push(Node { op, shape, dtype, path });
+        Value(inner.nodes.len() as u32 - 1)
+    }
+
+    fn dtype(&self, v: Value) -> DType {
+        self.inner.borrow().nodes[v.index()].dtype
+    }
+
+    /// Keeps the first broken rule.
+    fn rule(&self, holds: bool, op: &str, message: impl FnOnce() -> String) {
+        let mut inner = self.inner.borrow_mut();
+        if !holds && inner.error.is_none() {
+            let path = if inner.path.is_empty() { "model".into() } else { inner.path.join(".") };
+            inner.error = Some(Error::Record { path, message: format!("{op}: {}", message()) });
+        }
+    }
+
+    fn floats(&self, op: &str, x: Value) -> Shape {
+        let (shape, dtype) = (self.shape_of(x), self.dtype(x));
+        self.rule(dtype.is_float(), op, || format!("a {dtype} value where floats are needed"));
+        shape
+    }
+
+    fn matrix(&self, op: &str, w: Weight) {
+        self.rule(w.shape.rank() == 2, op, || format!("weight {} is not a matrix", w.shape));
+    }
+
+    fn vector(&self, op: &str, w: Weight, len: impl Display + PartialEq<usize>) {
+        let held = w.shape.elements();
+        self.rule(w.shape.rank() == 1 && len == held, op, || format!("vector {} is not of length {len}", w.shape));
+    }
+
+    fn pairwise(&self, op: &str, a: Value, b: Value) -> Shape {
+        let (x, y) = (self.floats(op, a), self.floats(op, b));
+        self.rule(x == y || (y.rank() == 1 && y.last() == x.last()), op, || format!("{x} and {y} do not fit"));
+        x
+    }
+}
