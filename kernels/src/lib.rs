@@ -25,6 +25,7 @@ pub use backend::{
 pub use batch::{Batch, BatchShape, KvLayer, KvSpec};
 pub use dtype::{DType, Format};
 pub use error::{Error, Result};
+pub use null::{NullOptions, null_with};
 pub use op::{
     Act, AttnSpec, Cost, ExpertsSpec, Op, RopeSpec, RouterGroups, RouterScore, RouterSpec, Value, Weight, WeightId,
 };

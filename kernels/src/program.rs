@@ -3,7 +3,7 @@
 
 use std::fmt::Write as _;
 
-use crate::{Arena, BatchShape, Cost, DType, Error, Op, Result, Shape, Value};
+use crate::{Arena, Batch, BatchShape, Cost, DType, Error, KvSpec, Op, Result, Shape, Value};
 
 /// One operation and its result.
 #[derive(Clone, Debug, PartialEq)]
@@ -98,6 +98,51 @@ impl Program {
             {
                 let message = format!("is not a {dtype} value of {rows} rows");
                 return Err(Error::Record { path: name.into(), message });
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks that the cache `kv` holds every layer this program attends with.
+    ///
+    /// # Errors
+    /// [`Error::Record`] naming the node's path.
+    pub fn verify_kv(&self, kv: &KvSpec) -> Result<()> {
+        for node in &self.nodes {
+            let Op::Attention { k, v, spec, .. } = node.op else { continue };
+            let (k, v) = (self.node(k).shape, self.node(v).shape);
+            let fits = kv
+                .layers
+                .get(spec.layer)
+                .is_some_and(|l| k.dims()[1..] == [l.kv_heads, l.k_dim] && v.dims()[1..] == [l.kv_heads, l.v_dim]);
+            if !fits || kv.block_tokens != self.block_tokens {
+                let (path, layer) = (node.path.clone(), spec.layer);
+                let message = format!("attention: cache layer {layer} does not hold k {k}, v {v}");
+                return Err(Error::Record { path, message });
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks that `batch` is one this program can run with a cache of `kv_blocks` blocks: [`Batch::verify`], its
+    /// shape, masks and token ids.
+    ///
+    /// # Errors
+    /// One line naming the field that is off.
+    pub fn accepts(&self, batch: &Batch, kv_blocks: usize) -> Result<(), String> {
+        if batch.shape != self.shape {
+            return Err(format!("the batch has shape {:?}, the program {:?}", batch.shape, self.shape));
+        }
+        batch.verify(self.block_tokens, kv_blocks)?;
+        let words = if self.tail.masked { self.shape.rows * self.vocab().div_ceil(32) } else { 0 };
+        if !batch.masks.is_empty() && batch.masks.len() != words {
+            return Err(format!("masks has {} entries, the program takes {words}", batch.masks.len()));
+        }
+        for node in &self.nodes {
+            if let Op::Embed { table, .. } = node.op
+                && let Some(id) = batch.tokens.iter().find(|id| **id as usize >= table.shape.first())
+            {
+                return Err(format!("token {id} is not in a vocabulary of {}", table.shape.first()));
             }
         }
         Ok(())
