@@ -2,6 +2,9 @@
 
 use dualgauge_kernels::{KvLayer, Recorder, Value};
 
+use crate::Config;
+use crate::loader::Loader;
+
 /// A loaded model: its weights are on a device, its structure is here.
 pub trait Model: Send {
     fn spec(&self) -> &ModelSpec;
@@ -25,4 +28,21 @@ pub struct ModelSpec {
     pub parameters: u64,
     /// Bytes the weights take on the device.
     pub weight_bytes: u64,
+}
+
+impl ModelSpec {
+    /// The numbers of a decoder whose layers all cache alike, after `loader` has uploaded it.
+    pub fn of(config: &Config, family: &'static str, loader: &Loader<'_>) -> Self {
+        let layer = KvLayer { kv_heads: config.kv_heads, k_dim: config.head_dim, v_dim: config.head_dim };
+        let (parameters, weight_bytes) = loader.uploaded();
+        Self {
+            family,
+            vocab: config.vocab,
+            context: config.context,
+            kv_layers: vec![layer; config.layers],
+            eos: config.eos.clone(),
+            parameters,
+            weight_bytes,
+        }
+    }
 }

@@ -1,0 +1,152 @@
+//! Owns multi-head attention with its projections: grouped heads, biases, norms on queries and keys, rotation, window,
+//! soft cap, sinks. Each is an explicit option; it knows no family.
+
+use dualgauge_kernels::{AttnSpec, Recorder, RopeSpec, Value};
+
+use super::{Linear, Norm, NormKind};
+use crate::loader::Loader;
+use crate::{Config, Result};
+
+/// How an attention part is stored and computed.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AttentionOptions {
+    pub hidden: usize,
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub head_dim: usize,
+    pub projections: Projections,
+    /// Biases on query, key and value.
+    pub bias: bool,
+    /// A bias on the output projection.
+    pub out_bias: bool,
+    pub qk_norm: QkNorm,
+    pub norm_eps: f32,
+    /// `None` for layers without positions.
+    pub rope: Option<RopeSpec>,
+    /// Multiplies `q . k`.
+    pub scale: f32,
+    /// Keys a query sees, itself included.
+    pub window: Option<usize>,
+    /// `cap * tanh(score / cap)`
+    pub softcap: Option<f32>,
+    /// One learned softmax column a head.
+    pub sinks: bool,
+}
+
+/// How query, key and value are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Projections {
+    /// `q_proj`, `k_proj`, `v_proj`.
+    Split,
+    /// One matrix of this name: query rows, key rows, value rows.
+    Fused(&'static str),
+}
+
+/// Norms on queries and keys, before the rotation.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum QkNorm {
+    None,
+    /// Over each head; one gain of `[head_dim]` for all.
+    Head(NormKind),
+    /// Over all heads together; a gain of `[heads * head_dim]`.
+    Whole(NormKind),
+}
+
+impl AttentionOptions {
+    /// The attention of most models: split projections, scaled by `1 / sqrt(head_dim)`.
+    pub fn of(config: &Config, rope: RopeSpec) -> Self {
+        Self {
+            hidden: config.hidden,
+            heads: config.heads,
+            kv_heads: config.kv_heads,
+            head_dim: config.head_dim,
+            projections: Projections::Split,
+            bias: config.attention_bias,
+            out_bias: config.attention_bias,
+            qk_norm: QkNorm::None,
+            norm_eps: config.norm_eps,
+            rope: Some(rope),
+            scale: (config.head_dim as f32).sqrt().recip(),
+            window: None,
+            softcap: None,
+            sinks: false,
+        }
+    }
+}
+
+/// The attention part of one layer.
+#[derive(Clone, Debug)]
+pub struct Attention {
+    qkv: Qkv,
+    out: Linear,
+    /// Of queries, of keys.
+    norms: Option<(Norm, Norm)>,
+    spec: AttnSpec,
+    options: AttentionOptions,
+}
+
+#[derive(Clone, Debug)]
+enum Qkv {
+    Split { q: Linear, k: Linear, v: Linear },
+    Fused(Linear),
+}
+
+impl Attention {
+    /// Loads `PREFIX.q_proj.weight` and so on; `layer` is the index of its K/V cache.
+    ///
+    /// # Errors
+    /// When a tensor is missing or of another shape.
+    pub fn load(loader: &mut Loader<'_>, prefix: &str, layer: usize, o: &AttentionOptions) -> Result<Self> {
+        let (q_width, kv_width) = (o.heads * o.head_dim, o.kv_heads * o.head_dim);
+        let part = |name: &str| format!("{prefix}.{name}");
+        let mut load = |name: &str, out| Linear::load(loader, &part(name), out, o.hidden, o.bias);
+        let qkv = match o.projections {
+            Projections::Split => {
+                Qkv::Split { q: load("q_proj", q_width)?, k: load("k_proj", kv_width)?, v: load("v_proj", kv_width)? }
+            }
+            Projections::Fused(name) => Qkv::Fused(load(name, q_width + 2 * kv_width)?),
+        };
+        let out = Linear::load(loader, &part("o_proj"), o.hidden, q_width, o.out_bias)?;
+        let mut norm = |name: &str, len, kind| Norm::load(loader, &part(name), len, kind, o.norm_eps);
+        let norms = match o.qk_norm {
+            QkNorm::None => None,
+            QkNorm::Head(kind) => Some((norm("q_norm", o.head_dim, kind)?, norm("k_norm", o.head_dim, kind)?)),
+            QkNorm::Whole(kind) => Some((norm("q_norm", q_width, kind)?, norm("k_norm", kv_width, kind)?)),
+        };
+        let sinks = o.sinks.then(|| loader.vector(&part("sinks"), o.heads)).transpose()?;
+        let spec = AttnSpec { layer, scale: o.scale, window: o.window, softcap: o.softcap, sinks };
+        Ok(Self { qkv, out, norms, spec, options: *o })
+    }
+
+    /// `[tokens, hidden]` -> `[tokens, hidden]`
+    pub fn forward(&self, g: &Recorder, x: Value) -> Value {
+        let _scope = g.scope("attn");
+        let o = &self.options;
+        let (q_width, kv_width) = (o.heads * o.head_dim, o.kv_heads * o.head_dim);
+        let (q, k, v) = match &self.qkv {
+            Qkv::Split { q, k, v } => (q.forward(g, x), k.forward(g, x), v.forward(g, x)),
+            Qkv::Fused(all) => {
+                let all = all.forward(g, x); // [tokens, q_width + 2 * kv_width]
+                let part = |start, len| g.narrow(all, start, len);
+                (part(0, q_width), part(q_width, kv_width), part(q_width + kv_width, kv_width))
+            }
+        };
+        let (q, k) = match (o.qk_norm, &self.norms) {
+            (QkNorm::Whole(_), Some((of_q, of_k))) => (of_q.forward(g, q), of_k.forward(g, k)),
+            _ => (q, k),
+        };
+        let tokens = g.shape().tokens;
+        let heads = |x, heads| g.reshape(x, [tokens, heads, o.head_dim]);
+        let (q, k, v) = (heads(q, o.heads), heads(k, o.kv_heads), heads(v, o.kv_heads));
+        let (q, k) = match (o.qk_norm, &self.norms) {
+            (QkNorm::Head(_), Some((of_q, of_k))) => (of_q.forward(g, q), of_k.forward(g, k)),
+            _ => (q, k),
+        };
+        let (q, k) = match o.rope {
+            Some(rope) => (g.rope(q, rope), g.rope(k, rope)),
+            None => (q, k),
+        };
+        let seen = g.attention(q, k, v, self.spec); // [tokens, heads, head_dim]
+        self.out.forward(g, g.reshape(seen, [tokens, q_width]))
+    }
+}

@@ -1,0 +1,14 @@
+//! Owns what families share: parts of a model, chosen by explicit options. A part loads its weights and records its
+//! step; it knows no family.
+
+mod attention;
+mod linear;
+mod mlp;
+mod norm;
+mod rope;
+
+pub use attention::{Attention, AttentionOptions, Projections, QkNorm};
+pub use linear::Linear;
+pub use mlp::{Mlp, MlpOptions, MlpShape};
+pub use norm::{Norm, NormKind};
+pub use rope::rope;

@@ -1,0 +1,16 @@
+//! Owns the upload of rotary frequencies. The arithmetic behind them is in [`crate::RopeConfig`].
+
+use dualgauge_kernels::RopeSpec;
+
+use crate::loader::Loader;
+use crate::{Result, RopeConfig};
+
+/// The rotation of one kind of layer; upload it once and share it.
+///
+/// # Errors
+/// When the device refuses the table.
+pub fn rope(loader: &mut Loader<'_>, config: &RopeConfig) -> Result<RopeSpec> {
+    let table = config.table();
+    let freqs = loader.constant("rope.freqs", &table.freqs)?;
+    Ok(RopeSpec { freqs, interleaved: config.interleaved, magnitude: table.magnitude })
+}

@@ -1,0 +1,131 @@
+//! Owns a model's configuration: `config.json`, or GGUF metadata in its words, parsed once into numbers that fit each
+//! other. Accepts the style of released checkpoints and that of transformers 5 to the same result. What only one
+//! family knows is read by that family through [`Keys`].
+
+mod keys;
+mod rope;
+
+use dualgauge_kernels::Act;
+
+pub use keys::Keys;
+pub use rope::{RopeConfig, RopeScaling, RopeTable};
+
+use crate::family::Family;
+use crate::{Error, Result};
+
+/// What all decoder models have in common.
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub vocab: usize,
+    /// Width of the residual stream.
+    pub hidden: usize,
+    /// Width between the MLP's matrices.
+    pub inner: usize,
+    pub layers: usize,
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub head_dim: usize,
+    /// Most positions the model was made for.
+    pub context: usize,
+    pub norm_eps: f32,
+    pub act: Act,
+    /// The head is the embedding.
+    pub tied: bool,
+    pub attention_bias: bool,
+    pub mlp_bias: bool,
+    /// Keys a query sees, for layers with a sliding window.
+    pub window: Option<usize>,
+    pub rope: RopeConfig,
+    /// Tokens that end an answer; empty when only the tokenizer knows.
+    pub eos: Vec<u32>,
+    /// Everything the file says, for what only one family knows.
+    pub keys: Keys,
+}
+
+impl Config {
+    /// Checks `keys` over the defaults of `family`.
+    ///
+    /// # Errors
+    /// The first key that is missing, out of range or at odds with another, with the name of the file.
+    pub(crate) fn new(keys: Keys, family: &Family) -> Result<Self> {
+        let keys = keys.over(family.defaults);
+        if keys.states("quantization_config") {
+            let method = keys.object("quantization_config")?.unwrap_or_default();
+            let method = method.text("quant_method")?.unwrap_or("unnamed").to_string();
+            let reason = format!("the format {method:?} is not supported; use a bf16, f16, f32 or GGUF checkpoint");
+            return Err(keys.fail("quantization_config", reason));
+        }
+        let (hidden, heads) = (keys.size("hidden_size")?, keys.size("num_attention_heads")?);
+        let kv_heads = keys.maybe_size("num_key_value_heads")?.unwrap_or(heads);
+        if !heads.is_multiple_of(kv_heads) {
+            let reason = format!("{kv_heads} does not divide num_attention_heads, {heads}");
+            return Err(keys.fail("num_key_value_heads", reason));
+        }
+        let head_dim = match keys.maybe_size("head_dim")? {
+            Some(dim) => dim,
+            None if hidden.is_multiple_of(heads) => hidden / heads,
+            None => {
+                let reason = format!("{heads} does not divide hidden_size, {hidden}, and head_dim is not given");
+                return Err(keys.fail("num_attention_heads", reason));
+            }
+        };
+        if heads * head_dim > *Keys::SIZE.end() {
+            return Err(keys.fail("head_dim", format!("{heads} heads of {head_dim} are too wide")));
+        }
+        let context = keys.size("max_position_embeddings")?;
+        let rope = RopeConfig::read(&keys, head_dim, context, None)?;
+        let (vocab, layers) = (keys.size("vocab_size")?, keys.size("num_hidden_layers")?);
+        if layers > MAX_LAYERS {
+            return Err(keys.fail("num_hidden_layers", format!("{layers} is more than {MAX_LAYERS}")));
+        }
+        Ok(Self {
+            vocab,
+            hidden,
+            inner: keys.size("intermediate_size")?,
+            layers,
+            heads,
+            kv_heads,
+            head_dim,
+            context,
+            norm_eps: norm_eps(&keys)?,
+            act: act(&keys)?,
+            tied: keys.flag("tie_word_embeddings")?,
+            attention_bias: keys.flag("attention_bias")?,
+            mlp_bias: keys.flag("mlp_bias")?,
+            window: keys.maybe_size("sliding_window")?,
+            rope: RopeConfig { interleaved: keys.is_gguf() && family.gguf_interleaved, ..rope },
+            eos: eos(&keys, vocab)?,
+            keys,
+        })
+    }
+}
+
+const MAX_LAYERS: usize = 4096;
+
+/// `eos_token_id` as a list, each within the vocabulary.
+pub(crate) fn eos(keys: &Keys, vocab: usize) -> Result<Vec<u32>> {
+    let ids = keys.ids("eos_token_id")?;
+    match ids.iter().find(|id| **id as usize >= vocab) {
+        Some(id) => Err(keys.fail("eos_token_id", format!("{id} is not in the vocabulary of {vocab}"))),
+        None => Ok(ids),
+    }
+}
+
+fn norm_eps(keys: &Keys) -> Result<f32> {
+    let names = ["rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon", "norm_eps"];
+    let name = names.into_iter().find(|name| keys.value(name).is_some()).unwrap_or(names[0]);
+    Ok(keys.positive(name)? as f32)
+}
+
+fn act(keys: &Keys) -> Result<Act> {
+    let key = if keys.value("hidden_activation").is_some() { "hidden_activation" } else { "hidden_act" };
+    match keys.text(key)? {
+        Some("silu" | "swish") => Ok(Act::Silu),
+        Some("gelu") => Ok(Act::Gelu),
+        Some("gelu_pytorch_tanh" | "gelu_new" | "gelu_fast") => Ok(Act::GeluTanh),
+        Some("relu") => Ok(Act::Relu),
+        Some("relu2") => Ok(Act::Relu2),
+        Some(other) => Err(keys.fail(key, format!("the activation {other:?} is not known"))),
+        None => Err::<_, Error>(keys.fail(key, "is missing")),
+    }
+}

@@ -1,0 +1,226 @@
+//! Owns the way of weights from a file to a device: finds a tensor under its names, checks its shape, uploads it in the
+//! wished format, gives its pages back, counts. Knows no model family.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+
+use dualgauge_kernels::{Backend, Format, HostTensor, Shape, Weight};
+
+use crate::source::{Gguf, Safetensors, random::Random};
+use crate::{Error, Result};
+
+/// In which format weights are kept on the device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum WeightDtype {
+    /// As the file has them.
+    #[default]
+    Auto,
+    Bf16,
+    F16,
+    F32,
+}
+
+/// Where tensors come from.
+pub(crate) enum Weights {
+    Safetensors(Safetensors),
+    Gguf(Gguf),
+    Random(Random),
+}
+
+impl Weights {
+    /// Bytes of all tensors in the file.
+    pub(crate) fn bytes(&self) -> u64 {
+        match self {
+            Self::Safetensors(files) => files.bytes(),
+            Self::Gguf(file) => file.bytes(),
+            Self::Random(_) => 0,
+        }
+    }
+
+    fn contains(&self, name: &str) -> bool {
+        match self {
+            Self::Safetensors(files) => files.contains(name),
+            Self::Gguf(file) => file.tensor(name).is_some(),
+            Self::Random(random) => random.contains(name),
+        }
+    }
+
+    fn tensor(&self, name: &str, shape: &[usize]) -> Result<Option<HostTensor<'_>>> {
+        match self {
+            Self::Safetensors(files) => files.tensor(name),
+            Self::Gguf(file) => Ok(file.tensor(name)),
+            Self::Random(random) => Ok(Some(random.tensor(name, shape))),
+        }
+    }
+
+    fn release(&self, name: &str) {
+        match self {
+            Self::Safetensors(files) => files.release(name),
+            Self::Gguf(file) => file.release(name),
+            Self::Random(_) => {}
+        }
+    }
+
+    fn file(&self, name: &str) -> &str {
+        match self {
+            Self::Safetensors(files) => files.file(name),
+            Self::Gguf(file) => file.name(),
+            Self::Random(_) => "random",
+        }
+    }
+}
+
+/// Uploads the weights of one model to one device.
+pub struct Loader<'a> {
+    weights: &'a Weights,
+    backend: &'a mut dyn Backend,
+    dtype: WeightDtype,
+    progress: &'a mut dyn FnMut(u64, u64),
+    done_bytes: u64,
+    parameters: u64,
+    weight_bytes: u64,
+    loaded: HashMap<String, Weight>,
+}
+
+impl<'a> Loader<'a> {
+    /// `progress` is called with the bytes of the file that are done, and all.
+    pub(crate) fn new(
+        weights: &'a Weights,
+        backend: &'a mut dyn Backend,
+        dtype: WeightDtype,
+        progress: &'a mut dyn FnMut(u64, u64),
+    ) -> Self {
+        let loaded = HashMap::new();
+        Self { weights, backend, dtype, progress, done_bytes: 0, parameters: 0, weight_bytes: 0, loaded }
+    }
+
+    /// Whether the checkpoint has the tensor.
+    pub fn has(&self, name: &str) -> bool {
+        self.find(name).is_some()
+    }
+
+    /// The matrix `[out, inner]`. Asked for twice, it is uploaded once.
+    ///
+    /// # Errors
+    /// When it is missing, has another shape or a format that does not go with the wished one; when the device refuses.
+    pub fn matrix(&mut self, name: &str, out: usize, inner: usize) -> Result<Weight> {
+        self.tensor(name, &[out, inner])
+    }
+
+    /// The vector `[len]`, kept as f32.
+    ///
+    /// # Errors
+    /// As [`Self::matrix`].
+    pub fn vector(&mut self, name: &str, len: usize) -> Result<Weight> {
+        self.tensor(name, &[len])
+    }
+
+    /// The tensor of this shape.
+    ///
+    /// # Errors
+    /// As [`Self::matrix`].
+    pub fn tensor(&mut self, name: &str, shape: &[usize]) -> Result<Weight> {
+        if let Some(weight) = self.loaded.get(name).filter(|w| w.shape.dims() == shape) {
+            return Ok(*weight);
+        }
+        let (found, tensor) = self.read(name, shape)?;
+        let bytes = tensor.bytes.len() as u64;
+        let weight = self.upload(tensor)?;
+        self.finished(&[found], bytes);
+        self.loaded.insert(name.into(), weight);
+        Ok(weight)
+    }
+
+    /// Matrices of the same `[out, inner]` as one `[names, out, inner]`: experts that are stored one by one. `names`
+    /// may list several matrices an expert, which then stand below each other: `[names / group, group * out, inner]`.
+    ///
+    /// # Errors
+    /// As [`Self::matrix`].
+    pub fn stack(&mut self, names: &[String], group: usize, out: usize, inner: usize) -> Result<Weight> {
+        let (mut bytes, mut format, mut found) = (vec![], None, vec![]);
+        for name in names {
+            let (place, tensor) = self.read(name, &[out, inner])?;
+            if *format.get_or_insert(tensor.format) != tensor.format {
+                return Err(self.fail(name, "has another format than its neighbours"));
+            }
+            bytes.extend_from_slice(&tensor.bytes);
+            found.push(place);
+        }
+        let format = format.expect("a stack has at least one matrix: this is a bug");
+        let done = bytes.len() as u64;
+        let shape = [names.len() / group, group * out, inner];
+        let weight = self.upload(HostTensor::new(names[0].clone(), shape, format, bytes)?)?;
+        self.finished(&found, done);
+        Ok(weight)
+    }
+
+    /// A vector that is computed, not read.
+    ///
+    /// # Errors
+    /// When the device refuses.
+    pub fn constant(&mut self, name: &str, values: &[f32]) -> Result<Weight> {
+        let tensor = HostTensor::from_f32(name.to_string(), [values.len()], values)?;
+        Ok(self.backend.upload(tensor, Format::F32)?)
+    }
+
+    /// Parameters uploaded so far, and the bytes they take on the device.
+    pub fn uploaded(&self) -> (u64, u64) {
+        (self.parameters, self.weight_bytes)
+    }
+
+    /// An error about a tensor: the file it is in, its name, the reason.
+    pub fn fail(&self, name: &str, reason: impl std::fmt::Display) -> Error {
+        Error::file(self.weights.file(name), format!("tensor {name}: {reason}"))
+    }
+
+    /// The tensor and the name it was found under, its shape checked.
+    fn read(&self, name: &str, shape: &[usize]) -> Result<(String, HostTensor<'a>)> {
+        let found = self.find(name).ok_or_else(|| self.fail(name, "is missing"))?;
+        let tensor = self.weights.tensor(&found, shape)?.ok_or_else(|| self.fail(name, "is missing"))?;
+        if tensor.shape.dims() != shape {
+            let reason = format!("has shape {}, the configuration says {}", tensor.shape, Shape::new(shape));
+            return Err(self.fail(&found, reason));
+        }
+        Ok((found.into_owned(), tensor))
+    }
+
+    fn upload(&mut self, tensor: HostTensor<'_>) -> Result<Weight> {
+        let format = match (self.dtype, tensor.format) {
+            (_, format) if tensor.shape.rank() == 1 && !format.is_quantised() => Format::F32,
+            (WeightDtype::Auto, format) => format,
+            // Blocks are decoded exactly under exact precision; expanding them would only cost memory.
+            (WeightDtype::F32, format) if format.is_quantised() => format,
+            (wished, format) if format.is_quantised() => {
+                let reason = format!("is {format}; {wished:?} weights cannot be made of it: use dtype auto or f32");
+                return Err(self.fail(&tensor.name, reason));
+            }
+            (WeightDtype::Bf16, _) => Format::Bf16,
+            (WeightDtype::F16, _) => Format::F16,
+            (WeightDtype::F32, _) => Format::F32,
+        };
+        let elements = tensor.shape.elements() as u64;
+        let weight = self.backend.upload(tensor, format)?;
+        self.parameters += elements;
+        self.weight_bytes += weight.bytes();
+        Ok(weight)
+    }
+
+    fn finished(&mut self, names: &[String], bytes: u64) {
+        names.iter().for_each(|name| self.weights.release(name));
+        self.done_bytes += bytes;
+        (self.progress)(self.done_bytes, self.weights.bytes().max(self.done_bytes));
+    }
+
+    /// The name under which the checkpoint has the tensor: base models are saved without the leading `model.`, wrapped
+    /// ones with more before it.
+    fn find<'n>(&self, name: &'n str) -> Option<Cow<'n, str>> {
+        let inner = name.strip_prefix("model.");
+        let candidates = [
+            Some(Cow::Borrowed(name)),
+            inner.map(Cow::Borrowed),
+            Some(Cow::Owned(format!("language_model.{name}"))),
+            inner.map(|inner| Cow::Owned(format!("model.language_model.{inner}"))),
+        ];
+        candidates.into_iter().flatten().find(|name| self.weights.contains(name))
+    }
+}

@@ -1,0 +1,191 @@
+//! Owns GGUF files: metadata as plain values and tensors as borrowed slices of the mapping, under the names that
+//! Hugging Face checkpoints use. Reads through candle-core's reader, after [`walk`] has checked every length; knows no
+//! model family.
+
+mod names;
+mod walk;
+
+use std::collections::HashMap;
+use std::io::Cursor;
+use std::ops::Range;
+use std::path::Path;
+
+use candle_core::quantized::gguf_file::{Content, Value};
+use dualgauge_kernels::{Format, HostTensor, Shape};
+use serde_json::Map;
+
+use super::mapping::Mapping;
+use super::metadata::{Metadata, MetadataValue};
+use crate::{Error, Result};
+
+/// An open GGUF file.
+pub struct Gguf {
+    map: Mapping,
+    tensors: HashMap<String, Entry>,
+    metadata: Metadata,
+    architecture: String,
+}
+
+struct Entry {
+    shape: Shape,
+    format: Format,
+    range: Range<usize>,
+}
+
+impl Gguf {
+    /// Maps the file and reads its metadata and tensor table.
+    ///
+    /// # Errors
+    /// When the file cannot be opened or is broken; when it holds a tensor format that no kernel reads.
+    pub fn open(path: &Path) -> Result<Self> {
+        let map = Mapping::open(path)?;
+        let name = map.name().to_string();
+        let fail = |reason: String| Error::file(&name, reason);
+        let formats = walk::walk(map.bytes()).map_err(fail)?;
+        let content =
+            Content::read(&mut Cursor::new(map.bytes())).map_err(|e| fail(format!("is no GGUF file: {e}")))?;
+        let start = usize::try_from(content.tensor_data_offset).map_err(|_| fail("is too long".into()))?;
+        let mut tensors = HashMap::with_capacity(content.tensor_infos.len());
+        for (tensor, info) in content.tensor_infos {
+            let format = formats[&tensor];
+            let shape = Shape::new(info.shape.dims());
+            let bytes = format.bytes(shape.last()).and(format.bytes(shape.elements()));
+            let bytes =
+                bytes.ok_or_else(|| fail(format!("tensor {tensor}: shape {shape} is no whole {format} blocks")))?;
+            let range = usize::try_from(info.offset)
+                .ok()
+                .and_then(|offset| start.checked_add(offset))
+                .and_then(|from| Some(from..from.checked_add(bytes)?))
+                .filter(|range| range.end <= map.bytes().len())
+                .ok_or_else(|| fail(format!("ends before tensor {tensor} does; the download may be incomplete")))?;
+            tensors.insert(tensor, Entry { shape, format, range });
+        }
+        apart(&tensors).map_err(fail)?;
+        let values = content.metadata.into_iter().filter_map(|(key, v)| Some((key, plain(v)?))).collect();
+        let metadata = Metadata::new(&name, values);
+        let architecture = metadata.text("general.architecture")?.map(str::to_string);
+        let architecture = architecture.ok_or_else(|| fail("general.architecture is missing".into()))?;
+        Ok(Self { map, tensors, metadata, architecture })
+    }
+
+    /// What the file says beside its tensors: the tokenizer is rebuilt from this.
+    pub fn metadata(&self) -> &Metadata {
+        &self.metadata
+    }
+
+    /// `general.architecture`: `llama`.
+    pub fn architecture(&self) -> &str {
+        &self.architecture
+    }
+
+    /// The metadata as the keys and values of a `config.json`, for [`crate::Config`] to check.
+    ///
+    /// # Errors
+    /// When a key holds a value of another kind.
+    pub(crate) fn config(&self) -> Result<Map<String, serde_json::Value>> {
+        let mut config = names::config(&self.metadata, &self.architecture)?;
+        config.insert("tie_word_embeddings".into(), (!self.tensors.contains_key("output.weight")).into());
+        for (key, tensor) in [("attention_bias", "blk.0.attn_q.bias"), ("mlp_bias", "blk.0.ffn_up.bias")] {
+            config.insert(key.into(), self.tensors.contains_key(tensor).into());
+        }
+        if let Some(factors) = self.rope_factors()? {
+            config.insert("rope_factors".into(), factors.into());
+        }
+        Ok(config)
+    }
+
+    /// The key of this file behind a key of [`Self::config`], for errors.
+    pub(crate) fn key_name(architecture: &str, key: &str) -> String {
+        names::key(architecture, key)
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        self.map.name()
+    }
+
+    /// Bytes of all tensors.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.tensors.values().map(|t| t.range.len() as u64).sum()
+    }
+
+    /// The tensor with this Hugging Face name, borrowed from the mapping.
+    pub(crate) fn tensor(&self, name: &str) -> Option<HostTensor<'_>> {
+        let (name, entry) = self.entry(name)?;
+        let bytes = &self.map.bytes()[entry.range.clone()];
+        let tensor = HostTensor::new(name, entry.shape, entry.format, bytes);
+        Some(tensor.expect("lengths were checked at open: this is a bug"))
+    }
+
+    pub(crate) fn release(&self, name: &str) {
+        if let Some((_, entry)) = self.entry(name) {
+            self.map.release(entry.range.clone());
+        }
+    }
+
+    fn entry(&self, name: &str) -> Option<(String, &Entry)> {
+        let name = names::tensor(name)?;
+        let entry = self.tensors.get(&name)?;
+        Some((name, entry))
+    }
+
+    /// Llama 3 files keep their rope scaling as one divisor a frequency.
+    fn rope_factors(&self) -> Result<Option<Vec<f32>>> {
+        let Some(entry) = self.tensors.get("rope_freqs.weight") else { return Ok(None) };
+        if entry.format != Format::F32 || entry.shape.rank() != 1 {
+            return Err(Error::file(self.name(), "tensor rope_freqs.weight is not a f32 vector"));
+        }
+        let bytes = self.map.bytes()[entry.range.clone()].chunks_exact(4);
+        Ok(Some(bytes.map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()))
+    }
+}
+
+/// No two tensors share bytes.
+fn apart(tensors: &HashMap<String, Entry>) -> Result<(), String> {
+    let mut order: Vec<(&String, &Entry)> = tensors.iter().collect();
+    order.sort_by_key(|(_, e)| (e.range.start, e.range.end));
+    match order.windows(2).find(|pair| pair[1].1.range.start < pair[0].1.range.end) {
+        Some(pair) => Err(format!("tensors {} and {} overlap", pair[0].0, pair[1].0)),
+        None => Ok(()),
+    }
+}
+
+/// `None` for an empty list, whose type is lost, and so as good as absent.
+fn plain(value: Value) -> Option<MetadataValue> {
+    Some(match value {
+        Value::U8(v) => MetadataValue::Int(v.into()),
+        Value::I8(v) => MetadataValue::Int(v.into()),
+        Value::U16(v) => MetadataValue::Int(v.into()),
+        Value::I16(v) => MetadataValue::Int(v.into()),
+        Value::U32(v) => MetadataValue::Int(v.into()),
+        Value::I32(v) => MetadataValue::Int(v.into()),
+        Value::U64(v) => MetadataValue::Int(i64::try_from(v).unwrap_or(i64::MAX)),
+        Value::I64(v) => MetadataValue::Int(v),
+        // A f32 is meant as its shortest decimal: 1e-5 is not 9.999999747378752e-6.
+        Value::F32(v) => MetadataValue::Float(v.to_string().parse().unwrap_or(v.into())),
+        Value::F64(v) => MetadataValue::Float(v),
+        Value::Bool(v) => MetadataValue::Bool(v),
+        Value::String(v) => MetadataValue::Text(v),
+        Value::Array(list) => match list.first()? {
+            Value::String(_) => MetadataValue::Texts(
+                list.into_iter()
+                    .filter_map(|v| match v {
+                        Value::String(v) => Some(v),
+                        _ => None,
+                    })
+                    .collect(),
+            ),
+            Value::F32(_) | Value::F64(_) => MetadataValue::Floats(
+                list.iter().filter_map(|v| v.to_f32().ok().or_else(|| v.to_f64().ok().map(|v| v as f32))).collect(),
+            ),
+            _ => MetadataValue::Ints(
+                list.into_iter()
+                    .filter_map(|v| match plain(v)? {
+                        MetadataValue::Int(v) => Some(v),
+                        MetadataValue::Bool(v) => Some(v.into()),
+                        _ => None,
+                    })
+                    .collect(),
+            ),
+        },
+    })
+}
