@@ -92,3 +92,236 @@ pub enum Stop {
     Length,
     Aborted,
 }
+
+impl Frontend {
+    pub fn new(engine: Engine, text: Arc<Text>) -> Self {
+        Self { engine, text }
+    }
+
+    pub fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    pub fn text(&self) -> &Arc<Text> {
+        &self.text
+    }
+
+    /// Encodes the prompt and queues it. Encoding a long prompt takes milliseconds: asynchronous callers may want to do
+    /// it on a thread that may block.
+    ///
+    /// # Errors
+    /// When the template or the tokenizer refuses the prompt, or the engine the request. Nothing was queued.
+    pub fn generate(&self, request: TextRequest) -> Result<Generation, Refused> {
+        if request.stop.iter().any(String::is_empty) {
+            let message = "a stop string must not be empty".into();
+            return Err(Rejected::Invalid { field: "stop", message }.into());
+        }
+        let prompt = self.encode(&request.prompt)?;
+        let eos = match request.sampling.ignore_eos {
+            true => vec![],
+            false => self.engine.spec().eos.clone(),
+        };
+        let mut engine_request = Request::new(prompt.clone(), request.sampling);
+        engine_request.cache_salt = request.cache_salt;
+        engine_request.prompt_logprobs = request.prompt_logprobs;
+        let (stop_ids, min_tokens) = (engine_request.sampling.stop_ids.clone(), engine_request.sampling.min_tokens);
+        // A chat's answer is a text of its own; a completion goes on where its prompt ends.
+        let detokenizer = match request.prompt {
+            Prompt::Chat(_) => Detokenizer::new(self.text.clone(), request.skip_special_tokens),
+            _ => Detokenizer::after(self.text.clone(), request.skip_special_tokens, &prompt),
+        };
+        let events = self.engine.submit(engine_request)?;
+        Ok(Generation {
+            events: Some(events),
+            answer: Answer {
+                prompt,
+                eos,
+                stop_ids,
+                min_tokens,
+                stop: request.stop.clone(),
+                include_stop_text: request.include_stop_text,
+                detokenizer,
+                matcher: StopMatcher::new(request.stop, request.include_stop_text),
+                generated: 0,
+                written: 0,
+                shown: 0,
+                pending: VecDeque::new(),
+                unread: 0,
+                ready: VecDeque::new(),
+            },
+        })
+    }
+
+    fn encode(&self, prompt: &Prompt) -> Result<Vec<u32>, Refused> {
+        let refused = |error: dualgauge_models::Error| Refused::Text(error.to_string());
+        match prompt {
+            Prompt::Tokens(tokens) => Ok(tokens.clone()),
+            Prompt::Text { text, add_special } => self.text.encode(text, *add_special).map_err(refused),
+            Prompt::Chat(conversation) => self.text.encode_chat(conversation).map_err(refused),
+        }
+    }
+}
+
+/// A running answer. Dropping it aborts the request.
+pub struct Generation {
+    /// Gone when the answer is over.
+    events: Option<Events>,
+    answer: Answer,
+}
+
+impl Generation {
+    pub fn prompt_tokens(&self) -> &[u32] {
+        &self.answer.prompt
+    }
+
+    /// The next piece; `None` after the one that ends the answer.
+    pub async fn next(&mut self) -> Option<Piece> {
+        loop {
+            if let Some(piece) = self.answer.ready.pop_front() {
+                return Some(piece);
+            }
+            let event = self.events.as_mut()?.next().await;
+            self.take(event);
+        }
+    }
+
+    /// As [`Self::next`] for callers outside of any async runtime.
+    pub fn next_blocking(&mut self) -> Option<Piece> {
+        loop {
+            if let Some(piece) = self.answer.ready.pop_front() {
+                return Some(piece);
+            }
+            let event = self.events.as_mut()?.next_blocking();
+            self.take(event);
+        }
+    }
+
+    fn take(&mut self, event: Option<Event>) {
+        let cached_tokens = self.events.as_ref().map_or(0, Events::cached_tokens);
+        if event.is_none_or(|event| self.answer.take(event, cached_tokens)) {
+            // Dropping the events of a request that is not over aborts it.
+            self.events = None;
+        }
+    }
+}
+
+/// What an answer has become so far. Offsets are in bytes of its whole text.
+struct Answer {
+    prompt: Vec<u32>,
+    eos: Vec<u32>,
+    stop_ids: Vec<u32>,
+    min_tokens: usize,
+    stop: Vec<String>,
+    include_stop_text: bool,
+    detokenizer: Detokenizer,
+    matcher: StopMatcher,
+    generated: usize,
+    /// Text that the detokenizer wrote, and how much of it was shown.
+    written: usize,
+    shown: usize,
+    /// Tokens not handed out, with the span of their text. The last `unread` have written nothing yet: their characters
+    /// are incomplete.
+    pending: VecDeque<(Token, usize, usize)>,
+    unread: usize,
+    ready: VecDeque<Piece>,
+}
+
+impl Answer {
+    /// True when the answer is over.
+    fn take(&mut self, event: Event, cached_tokens: usize) -> bool {
+        match event {
+            Event::Prompt(logprobs) => {
+                self.ready.push_back(Piece::Prompt(logprobs));
+                false
+            }
+            Event::Token(token) => self.token(token, cached_tokens),
+            Event::Finished { reason, usage } => {
+                let rest = self.detokenizer.finish();
+                if self.write(&rest, cached_tokens) {
+                    return true;
+                }
+                let held = self.matcher.finish();
+                self.show(held, usize::MAX);
+                let reason = match reason {
+                    FinishReason::Stop(id) if self.eos.contains(&id) && !self.stop_ids.contains(&id) => Stop::Eos,
+                    FinishReason::Stop(id) => Stop::StopId(id),
+                    FinishReason::Length => Stop::Length,
+                    FinishReason::Aborted => Stop::Aborted,
+                };
+                self.ready.push_back(Piece::Finished { reason, usage });
+                true
+            }
+            Event::Failed { message } => {
+                let held = self.matcher.finish();
+                self.show(held, usize::MAX);
+                self.ready.push_back(Piece::Failed { message });
+                true
+            }
+        }
+    }
+
+    fn token(&mut self, token: Token, cached_tokens: usize) -> bool {
+        self.generated += 1;
+        let id = token.id;
+        // The engine ends the request at such a token; its text is no part of the answer.
+        let ends = self.eos.contains(&id) || self.stop_ids.contains(&id);
+        let text = match ends && !self.include_stop_text {
+            true => String::new(),
+            false => self.detokenizer.push(id),
+        };
+        self.pending.push_back((token, self.written, self.written));
+        self.unread += 1;
+        self.write(&text, cached_tokens)
+    }
+
+    /// Adds text of the tokens that have written nothing yet. True when a stop string ended the answer.
+    fn write(&mut self, text: &str, cached_tokens: usize) -> bool {
+        if text.is_empty() {
+            return false;
+        }
+        self.written += text.len();
+        for (_, _, end) in self.pending.iter_mut().rev().take(self.unread) {
+            *end = self.written;
+        }
+        self.unread = 0;
+        if self.generated <= self.min_tokens {
+            let text = self.matcher.pass(text);
+            self.show(text, self.written);
+            return false;
+        }
+        let shown = self.matcher.push(text);
+        let Some(hit) = shown.hit else {
+            let end = self.written - self.matcher.held();
+            self.show(shown.text, end);
+            return false;
+        };
+        // Tokens that begin behind the cut are not shown.
+        let cut = self.shown + shown.text.len();
+        self.pending.retain(|(_, start, _)| *start < cut);
+        self.show(shown.text, usize::MAX);
+        let usage =
+            Usage { prompt_tokens: self.prompt.len(), cached_tokens, completion_tokens: self.generated };
+        self.ready.push_back(Piece::Finished { reason: Stop::StopString(self.stop[hit].clone()), usage });
+        true
+    }
+
+    /// Hands out text, and the tokens whose text ends at `end` or before.
+    fn show(&mut self, text: String, end: usize) {
+        self.shown += text.len();
+        let ready = match end {
+            usize::MAX => self.pending.len(),
+            _ => {
+                let read = self.pending.len() - self.unread;
+                self.pending.iter().take(read).take_while(|(_, _, e)| *e <= end).count()
+            }
+        };
+        let tokens: Vec<Token> = self.pending.drain(..ready).map(|(token, _, _)| token).collect();
+        self.unread = self.unread.min(self.pending.len());
+        if !text.is_empty() || (!tokens.is_empty() && end == usize::MAX) {
+            self.ready.push_back(Piece::Text { text, tokens });
+        } else {
+            // Nothing to show yet.
+            debug_assert!(tokens.is_empty());
+        }
+    }
+}

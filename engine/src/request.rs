@@ -79,9 +79,14 @@ pub enum Event {
     /// Log-probabilities of prompt tokens 1.. (the first has none), when asked for. Before the first `Token`.
     Prompt(Vec<TokenLogprobs>),
     Token(Token),
-    Finished { reason: FinishReason, usage: Usage },
+    Finished {
+        reason: FinishReason,
+        usage: Usage,
+    },
     /// The step failed or the device was lost; what was streamed before stands.
-    Failed { message: String },
+    Failed {
+        message: String,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq)]

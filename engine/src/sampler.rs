@@ -1,0 +1,300 @@
+//! Owns the choice of a token: a function of (logits, parameters, seed, position) and nothing else, so that it does not
+//! matter when, beside whom or on which device a step ran. Ties go to the lowest id. Knows no scheduler and no device.
+//!
+//! Order, as in vLLM: bias, forbidden stop tokens, penalties (repetition, frequency, presence); log-probabilities are
+//! of this. Then temperature, min_p, top_k, top_p, and one uniform number against the cumulated rest.
+
+use std::cmp::Ordering;
+use std::collections::HashMap;
+
+use dualgauge_kernels::{Candidate, Output};
+
+use crate::philox::uniform;
+use crate::request::{Sampling, Token, TokenLogprobs};
+
+pub use crate::philox::philox4x32_10;
+
+/// Most log-probabilities a token may carry.
+pub const MAX_LOGPROBS: usize = 20;
+
+/// What a device must return so that a token can be chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Need {
+    /// The k best candidates; 0: the best token's id alone.
+    Candidates(usize),
+    Logits,
+}
+
+/// One row of a step's output.
+#[derive(Clone, Copy, Debug)]
+pub struct Row<'a> {
+    pub argmax: u32,
+    /// Best first, ties to the lowest id; may be empty.
+    pub top: &'a [Candidate],
+    pub log_sum_exp: f32,
+    /// `[vocab]`
+    pub logits: Option<&'a [f32]>,
+}
+
+impl<'a> Row<'a> {
+    /// Row `index` of an output whose tail has `top_k` candidates; `vocab` is the length of a row of logits.
+    pub fn of(output: &'a Output, index: usize, top_k: usize, vocab: usize) -> Self {
+        Self {
+            argmax: output.argmax[index],
+            top: &output.top[index * top_k..][..top_k],
+            log_sum_exp: output.log_sum_exp[index],
+            logits: output.logits.as_ref().map(|l| &l[index * vocab..][..vocab]),
+        }
+    }
+}
+
+/// Where in its sequence a token is chosen.
+#[derive(Clone, Copy, Debug)]
+pub struct Place<'a> {
+    /// Of the token to choose: how many tokens are before it.
+    pub position: usize,
+    /// Tokens generated before it.
+    pub generated: usize,
+    pub stop_ids: &'a [u32],
+    /// What penalties count; must be given when the parameters have penalties.
+    pub seen: Option<&'a Seen>,
+}
+
+/// How often tokens occurred: what penalties need.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Seen {
+    /// Times in the output; tokens of the prompt alone have 0.
+    counts: HashMap<u32, u32>,
+}
+
+impl Seen {
+    pub fn new(prompt: &[u32]) -> Self {
+        Self { counts: prompt.iter().map(|id| (*id, 0)).collect() }
+    }
+
+    pub fn generated(&mut self, token: u32) {
+        *self.counts.entry(token).or_default() += 1;
+    }
+}
+
+impl Sampling {
+    pub(crate) fn has_penalties(&self) -> bool {
+        self.repetition_penalty != 1.0 || self.presence_penalty != 0.0 || self.frequency_penalty != 0.0
+    }
+
+    fn forbids_stop(&self, place: &Place<'_>) -> bool {
+        place.generated < self.min_tokens && !place.stop_ids.is_empty()
+    }
+
+    /// The logits themselves are changed before anything is read from them.
+    fn edits(&self, place: &Place<'_>) -> bool {
+        self.has_penalties() || !self.logit_bias.is_empty() || self.forbids_stop(place)
+    }
+}
+
+/// The least that suffices; `most` is how many candidates a device can return.
+pub fn need(sampling: &Sampling, place: &Place<'_>, most: usize) -> Need {
+    if sampling.edits(place) {
+        return Need::Logits;
+    }
+    let shown = sampling.logprobs.map_or(0, |n| n.max(1));
+    let drawn = match (sampling.temperature > 0.0, sampling.top_k) {
+        (false, _) => 0,
+        (true, 0) => return Need::Logits,
+        (true, k) => k,
+    };
+    let k = shown.max(drawn);
+    if k <= most { Need::Candidates(k) } else { Need::Logits }
+}
+
+/// Chooses a token from a row that has at least what [`need`] says.
+///
+/// # Errors
+/// A sentence, when no token can be chosen: the logits are not numbers, or all are forbidden.
+pub fn sample(row: &Row<'_>, sampling: &Sampling, place: &Place<'_>) -> Result<Token, String> {
+    let edited = match (sampling.edits(place), row.logits) {
+        (true, Some(logits)) => Some(edit(logits, sampling, place)),
+        (true, None) => panic!("rows that are edited have logits: this is a bug"),
+        (false, _) => None,
+    };
+    let logits = edited.as_deref().or(row.logits);
+    let log_sum_exp = match &edited {
+        Some(logits) => log_sum_exp(logits),
+        None => row.log_sum_exp,
+    };
+    if !log_sum_exp.is_finite() {
+        return Err(match log_sum_exp == f32::NEG_INFINITY {
+            true => "no token is allowed: every logit is minus infinity".into(),
+            false => format!("the model's logits are not finite (their log-sum-exp is {log_sum_exp})"),
+        });
+    }
+    let source = Source { logits, top: row.top };
+    let chosen = match (sampling.temperature > 0.0, &edited) {
+        (true, _) => source.draw(sampling, uniform(sampling.seed, place.position as u64)),
+        (false, None) => row.argmax,
+        (false, Some(logits)) => best(logits),
+    };
+    let logprobs = sampling.logprobs.map(|n| source.logprobs(chosen, n, log_sum_exp));
+    Ok(Token { id: chosen, logprobs })
+}
+
+/// Log-probabilities of `id` and of the `n` best tokens, from a row with logits.
+///
+/// # Errors
+/// A sentence, when the logits are not numbers.
+pub fn logprobs_of(row: &Row<'_>, id: u32, n: usize) -> Result<TokenLogprobs, String> {
+    if !row.log_sum_exp.is_finite() {
+        return Err(format!("the model's logits are not finite (their log-sum-exp is {})", row.log_sum_exp));
+    }
+    let source = Source { logits: Some(row.logits.expect("prompt rows have logits: this is a bug")), top: &[] };
+    Ok(source.logprobs(id, n, row.log_sum_exp))
+}
+
+/// Where candidates come from: all logits, or the best of them. Either gives the same answers.
+struct Source<'a> {
+    logits: Option<&'a [f32]>,
+    top: &'a [Candidate],
+}
+
+impl Source<'_> {
+    /// The k best, best first.
+    fn best(&self, k: usize) -> Vec<Candidate> {
+        match self.logits {
+            Some(logits) => {
+                let all = logits.iter().enumerate().map(|(id, logit)| Candidate { id: id as u32, logit: *logit });
+                top_of(all.collect(), k)
+            }
+            None => self.top[..k.min(self.top.len())].to_vec(),
+        }
+    }
+
+    fn logprobs(&self, chosen: u32, n: usize, log_sum_exp: f32) -> TokenLogprobs {
+        let logit = match self.logits {
+            Some(logits) => logits[chosen as usize],
+            None => self.top.iter().find(|c| c.id == chosen).expect("chosen from the candidates: this is a bug").logit,
+        };
+        let top = if n == 0 { vec![] } else { self.best(n) };
+        let top = top.into_iter().map(|c| (c.id, c.logit - log_sum_exp)).collect();
+        TokenLogprobs { id: chosen, logprob: logit - log_sum_exp, top }
+    }
+
+    /// Temperature, filters and the draw; `u` in [0, 1).
+    fn draw(&self, sampling: &Sampling, u: f64) -> u32 {
+        if sampling.top_k > 0 {
+            let kept = self.best(sampling.top_k);
+            let most = kept[0].logit;
+            let weights: Vec<f64> = kept.iter().map(|c| weight(c.logit, most, sampling)).collect();
+            let total: f64 = weights.iter().sum();
+            return kept[pick(&weights, total, sampling.top_p, u)].id;
+        }
+        let logits = self.logits.expect("drawing from all tokens needs all logits: this is a bug");
+        let most = logits[best(logits) as usize];
+        let weights: Vec<f64> = logits.iter().map(|l| weight(*l, most, sampling)).collect();
+        let total: f64 = weights.iter().sum();
+        if sampling.top_p >= 1.0 {
+            return pick(&weights, total, 1.0, u) as u32;
+        }
+        // The best few usually hold the whole nucleus; more are sorted only when they do not.
+        let mut all: Vec<Candidate> = (0..).zip(logits).map(|(id, logit)| Candidate { id, logit: *logit }).collect();
+        all.retain(|c| weights[c.id as usize] > 0.0);
+        let mut k = 256;
+        loop {
+            let kept = top_of(all.clone(), k);
+            let sorted: Vec<f64> = kept.iter().map(|c| weights[c.id as usize]).collect();
+            if kept.len() == all.len() || sorted.iter().sum::<f64>() >= f64::from(sampling.top_p) * total {
+                return kept[pick(&sorted, total, sampling.top_p, u)].id;
+            }
+            k *= 8;
+        }
+    }
+}
+
+/// Probability relative to the most likely token's, 0 when `min_p` drops it.
+fn weight(logit: f32, most: f32, sampling: &Sampling) -> f64 {
+    let relative = ((logit - most) / sampling.temperature).exp();
+    if relative >= sampling.min_p { f64::from(relative) } else { 0.0 }
+}
+
+/// Keeps the first weights that together reach `top_p` of `total`, and draws from these.
+fn pick(weights: &[f64], total: f64, top_p: f32, u: f64) -> usize {
+    let (mut kept, mut mass) = (weights.len(), weights.iter().sum::<f64>());
+    if top_p < 1.0 {
+        (kept, mass) = (0, 0.0);
+        while kept < weights.len() && (kept == 0 || mass < f64::from(top_p) * total) {
+            mass += weights[kept];
+            kept += 1;
+        }
+    }
+    let target = u * mass;
+    let mut sum = 0.0;
+    let mut last = 0;
+    for (i, weight) in weights[..kept].iter().enumerate().filter(|(_, w)| **w > 0.0) {
+        sum += weight;
+        last = i;
+        if sum > target {
+            break;
+        }
+    }
+    last
+}
+
+/// The logits after bias, forbidden stop tokens and penalties.
+fn edit(logits: &[f32], sampling: &Sampling, place: &Place<'_>) -> Vec<f32> {
+    let mut out = logits.to_vec();
+    for (id, bias) in &sampling.logit_bias {
+        out[*id as usize] += bias;
+    }
+    if sampling.forbids_stop(place) {
+        for id in place.stop_ids {
+            // A checkpoint may name end tokens beyond its logits.
+            if let Some(logit) = out.get_mut(*id as usize) {
+                *logit = f32::NEG_INFINITY;
+            }
+        }
+    }
+    if sampling.has_penalties() {
+        let seen = place.seen.expect("requests with penalties count tokens: this is a bug");
+        for (id, count) in &seen.counts {
+            let logit = &mut out[*id as usize];
+            let factor = sampling.repetition_penalty;
+            *logit = if *logit > 0.0 { *logit / factor } else { *logit * factor };
+            *logit -= *count as f32 * sampling.frequency_penalty;
+            *logit -= if *count > 0 { sampling.presence_penalty } else { 0.0 };
+        }
+    }
+    out
+}
+
+fn log_sum_exp(logits: &[f32]) -> f32 {
+    // `max` passes over NaN, the sum below does not.
+    let most = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    if most == f32::NEG_INFINITY && !logits.iter().any(|l| l.is_nan()) {
+        return most;
+    }
+    let sum: f64 = logits.iter().map(|l| f64::from((l - most).exp())).sum();
+    most + sum.ln() as f32
+}
+
+/// The largest, ties to the lowest id.
+fn best(logits: &[f32]) -> u32 {
+    let mut best = 0;
+    for (id, logit) in logits.iter().enumerate() {
+        if *logit > logits[best] {
+            best = id;
+        }
+    }
+    best as u32
+}
+
+fn top_of(mut all: Vec<Candidate>, k: usize) -> Vec<Candidate> {
+    if k < all.len() {
+        all.select_nth_unstable_by(k, by_rank);
+        all.truncate(k);
+    }
+    all.sort_unstable_by(by_rank);
+    all
+}
+
+fn by_rank(a: &Candidate, b: &Candidate) -> Ordering {
+    b.logit.partial_cmp(&a.logit).unwrap_or(Ordering::Equal).then(a.id.cmp(&b.id))
+}

@@ -1,0 +1,148 @@
+//! Owns one request under way: tokens known, tokens computed, and when it is over. Knows no clock, no device and no
+//! other sequence.
+
+use std::ops::Range;
+
+use crate::kv::BlockTable;
+use crate::request::{FinishReason, Request, Token, TokenLogprobs, Usage};
+use crate::sampler::Seen;
+
+/// Names a request within one engine; later requests have larger ones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RequestId(pub u64);
+
+pub struct Sequence {
+    pub id: RequestId,
+    pub request: Request,
+    /// The prompt and what was generated.
+    pub tokens: Vec<u32>,
+    /// Tokens whose K/V is in the blocks of `table`. Always less than `tokens.len()`: the last one is never computed.
+    pub computed: usize,
+    pub table: BlockTable,
+    /// Tokens that end the output.
+    pub stop_ids: Vec<u32>,
+    /// Most tokens to generate.
+    pub max_tokens: usize,
+    /// What penalties count; `None` when the request has none.
+    pub seen: Option<Seen>,
+    /// Prompt tokens found in the prefix cache at first admission; `None` before.
+    pub cached_tokens: Option<usize>,
+    /// Failed steps in a row that this sequence was in.
+    pub failures: u32,
+    /// Log-probabilities of the prompt so far.
+    prompt_logprobs: Vec<TokenLogprobs>,
+    prompt_sent: bool,
+}
+
+/// What one step computes of one sequence.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Chunk {
+    pub id: RequestId,
+    /// Positions to compute.
+    pub positions: Range<usize>,
+    /// Positions whose logits are wanted: a tail of `positions`, may be empty.
+    pub rows: Range<usize>,
+    /// The last row's logits choose the next token.
+    pub samples: bool,
+}
+
+/// What the sampler made of one chunk's logits.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Sampled {
+    /// The next token, when the chunk reached the last known one.
+    pub token: Option<Token>,
+    /// Of the tokens that follow the chunk's positions in the prompt.
+    pub prompt: Vec<TokenLogprobs>,
+}
+
+impl Sequence {
+    /// `context` bounds prompt and output together; `eos` are the model's end tokens.
+    pub fn new(id: RequestId, request: Request, eos: &[u32], context: usize) -> Self {
+        let sampling = &request.sampling;
+        let mut stop_ids = sampling.stop_ids.clone();
+        if !sampling.ignore_eos {
+            stop_ids.extend(eos);
+        }
+        let room = context - request.prompt.len();
+        let max_tokens = sampling.max_tokens.map_or(room, |max| max.min(room));
+        let seen = sampling.has_penalties().then(|| Seen::new(&request.prompt));
+        Self {
+            id,
+            tokens: request.prompt.clone(),
+            computed: 0,
+            table: BlockTable::default(),
+            stop_ids,
+            max_tokens,
+            seen,
+            cached_tokens: None,
+            failures: 0,
+            prompt_logprobs: vec![],
+            prompt_sent: false,
+            request,
+        }
+    }
+
+    /// Tokens known and not computed: at least one.
+    pub fn gap(&self) -> usize {
+        self.tokens.len() - self.computed
+    }
+
+    pub fn prompt_tokens(&self) -> usize {
+        self.request.prompt.len()
+    }
+
+    pub fn generated(&self) -> usize {
+        self.tokens.len() - self.prompt_tokens()
+    }
+
+    pub fn usage(&self) -> Usage {
+        Usage {
+            prompt_tokens: self.prompt_tokens(),
+            cached_tokens: self.cached_tokens.unwrap_or(0),
+            completion_tokens: self.generated(),
+        }
+    }
+
+    /// The prompt's log-probabilities are wanted and not complete.
+    pub fn wants_prompt_logprobs(&self) -> bool {
+        self.request.prompt_logprobs.is_some() && self.prompt_logprobs.len() + 1 < self.prompt_tokens()
+    }
+
+    /// The next `len` tokens as a chunk.
+    pub fn chunk(&self, len: usize) -> Chunk {
+        let end = self.computed + len;
+        let reaches = end == self.tokens.len();
+        // Row p predicts token p + 1; those of the prompt's tokens are made once, also across a preemption.
+        let first = if self.wants_prompt_logprobs() {
+            self.computed.max(self.prompt_logprobs.len()).min(end)
+        } else if reaches {
+            end - 1
+        } else {
+            end
+        };
+        Chunk { id: self.id, positions: self.computed..end, rows: first..end, samples: reaches }
+    }
+
+    /// Takes the prompt's log-probabilities of one chunk. All of them, when this made them complete.
+    pub fn add_prompt_logprobs(&mut self, more: Vec<TokenLogprobs>) -> Option<Vec<TokenLogprobs>> {
+        self.prompt_logprobs.extend(more);
+        if self.prompt_sent || self.request.prompt_logprobs.is_none() || self.wants_prompt_logprobs() {
+            return None;
+        }
+        self.prompt_sent = true;
+        // A copy stays: its length says that they are done, should the sequence be preempted and computed again.
+        Some(self.prompt_logprobs.clone())
+    }
+
+    /// Appends a generated token. Why the sequence is over, if it is.
+    pub fn push(&mut self, token: u32) -> Option<FinishReason> {
+        self.tokens.push(token);
+        if let Some(seen) = &mut self.seen {
+            seen.generated(token);
+        }
+        if self.stop_ids.contains(&token) {
+            return Some(FinishReason::Stop(token));
+        }
+        (self.generated() >= self.max_tokens).then_some(FinishReason::Length)
+    }
+}
