@@ -10,6 +10,7 @@ mod family;
 mod loader;
 mod model;
 pub mod source;
+pub mod text;
 
 pub use checkpoint::Checkpoint;
 pub use config::{Config, Keys, RopeConfig, RopeScaling, RopeTable};
@@ -17,3 +18,4 @@ pub use error::{Error, Result};
 pub use family::{FAMILIES, Family};
 pub use loader::{Loader, WeightDtype};
 pub use model::{Model, ModelSpec};
+pub use text::{Conversation, Detokenizer, Message, Text};

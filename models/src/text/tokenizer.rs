@@ -1,0 +1,213 @@
+//! Owns text to token ids and the vocabulary. It knows no chat and no stream. The `tokenizers` crate does the encoding;
+//! here its panics are caught, its input is bounded, and its tables are made ready for decoding.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+
+use serde_json::Value;
+use tokenizers::tokenizer::{
+    AddedToken, Model as _, Normalizer as _, OffsetType, PreTokenizedString, PreTokenizer as _, Token,
+};
+
+use super::detokenizer::Decoding;
+use super::literal::ControlTokens;
+use super::normalizer;
+use super::pieces::{Entry, Pieces, Spelling};
+use crate::{Error, Result};
+
+/// Longer text is refused before any work is done on it. The longest contexts of today hold half of this.
+pub const MAX_INPUT_BYTES: usize = 8 << 20;
+/// More ids than this are a broken file.
+const MAX_VOCABULARY: usize = 1 << 22;
+
+/// A vocabulary with its encoder.
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    pieces: Pieces,
+    control: ControlTokens,
+}
+
+impl Tokenizer {
+    /// Reads `tokenizer.json`. Errors name the file.
+    pub fn open(path: &Path) -> Result<Self> {
+        let name = path.file_name().map_or_else(|| "tokenizer.json".into(), |name| name.to_string_lossy().into_owned());
+        let bytes = std::fs::read(path).map_err(|error| Error::file(&name, error))?;
+        let inner = quiet(|| tokenizers::Tokenizer::from_bytes(&bytes)).map_err(|reason| Error::file(&name, reason))?;
+        Self::new(inner).map_err(|reason| Error::file(&name, reason))
+    }
+
+    /// Makes the tables for decoding. Errors: the reason alone, the caller knows the file.
+    pub(super) fn new(mut inner: tokenizers::Tokenizer) -> Result<Self, String> {
+        // Both would change what is encoded; a prompt that is too long is refused, not cut.
+        inner.with_truncation(None).map_err(|error| error.to_string())?;
+        inner.with_padding(None);
+        normalizer::check(&to_json(inner.get_normalizer())?)?;
+        let pieces = pieces(&inner)?;
+        let control = ControlTokens::new(inner.get_added_vocabulary());
+        let this = Self { inner, pieces, control };
+        // A tokenizer that cannot encode a short text is broken: better known now than at the first request.
+        this.encode("The quick brown fox, 123 日本 é\n\t\u{1F600}", true).map_err(|error| error.to_string())?;
+        Ok(this)
+    }
+
+    /// Ids of a text; control tokens in it are recognised. `add_special` adds what the tokenizer puts around a text
+    /// (often a first bos token). Errors: over `MAX_INPUT_BYTES`, or a tokenizer that cannot encode this text.
+    pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {
+        check_size(text)?;
+        let encoding = quiet(|| self.inner.encode_fast(text, add_special)).map_err(refused)?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// Ids of a text in which control tokens that begin inside one of `literal` are plain text: nothing is added around
+    /// it. `literal` holds rising byte ranges on character borders.
+    pub(super) fn encode_with_literals(&self, text: &str, literal: &[Range<usize>]) -> Result<Vec<u32>> {
+        check_size(text)?;
+        quiet(|| self.segmented(text, literal)).map_err(refused)
+    }
+
+    /// Text of ids: all bytes joined, with U+FFFD for what is no character. Unknown ids add nothing.
+    pub fn decode(&self, ids: &[u32], skip_special: bool) -> String {
+        let mut out = String::new();
+        let mut decoding = Decoding::new(self.strips_first_space());
+        for &id in ids {
+            if !(skip_special && self.is_special(id)) {
+                decoding.push(self.bytes(id), &mut out);
+            }
+        }
+        decoding.finish(&mut out);
+        out
+    }
+
+    /// Bytes of one token; none for an unknown id.
+    pub fn bytes(&self, id: u32) -> &[u8] {
+        self.pieces.get(id)
+    }
+
+    /// True for control tokens: they never are part of an answer's text.
+    pub fn is_special(&self, id: u32) -> bool {
+        self.pieces.is_special(id)
+    }
+
+    pub fn id_of(&self, token: &str) -> Option<u32> {
+        self.inner.token_to_id(token)
+    }
+
+    /// Ids of this vocabulary, holes counted. A model's own vocabulary may be padded beyond.
+    pub fn vocab_size(&self) -> usize {
+        self.pieces.len()
+    }
+
+    /// Bytes of the longest token: a text of more than `context * longest` bytes cannot fit.
+    pub fn longest_token_bytes(&self) -> usize {
+        self.pieces.longest()
+    }
+
+    pub(super) fn strips_first_space(&self) -> bool {
+        self.pieces.strips_first_space()
+    }
+
+    pub(super) fn control(&self) -> &ControlTokens {
+        &self.control
+    }
+
+    /// Adds tokens that another file declares, where this vocabulary has the same text under the same id.
+    pub(super) fn declare(&mut self, tokens: Vec<(u32, AddedToken)>) -> Result<(), String> {
+        let known = self.inner.get_added_vocabulary().get_added_tokens_decoder();
+        let new: Vec<AddedToken> = tokens
+            .into_iter()
+            .filter(|(id, token)| !known.contains_key(id) && self.inner.token_to_id(&token.content) == Some(*id))
+            .map(|(_, token)| token)
+            .collect();
+        if !new.is_empty() {
+            self.inner.add_tokens(new).map_err(|error| error.to_string())?;
+            self.pieces = pieces(&self.inner)?;
+            self.control = ControlTokens::new(self.inner.get_added_vocabulary());
+        }
+        Ok(())
+    }
+
+    /// The crate's own steps, with another first one: added tokens are split off by us, so that some can be left.
+    fn segmented(&self, text: &str, literal: &[Range<usize>]) -> tokenizers::Result<Vec<u32>> {
+        let mut pieces = PreTokenizedString::from(text);
+        let mut base = 0;
+        pieces.split(|_, sequence| {
+            let splits = self.control.split(sequence.get(), base, literal);
+            base += sequence.get().len();
+            splits
+                .into_iter()
+                .map(|(range, id)| {
+                    let slice = sequence
+                        .slice(tokenizers::tokenizer::normalizer::Range::Normalized(range))
+                        .ok_or("a control token ends inside a character")?;
+                    let token = id.map(|id| vec![Token::new(id, String::new(), (0, slice.get().len()))]);
+                    Ok((slice, token))
+                })
+                .collect::<tokenizers::Result<Vec<_>>>()
+        })?;
+        if let Some(normalizer) = self.inner.get_normalizer() {
+            pieces.normalize(|sequence| normalizer.normalize(sequence))?;
+        }
+        if let Some(pre_tokenizer) = self.inner.get_pre_tokenizer() {
+            pre_tokenizer.pre_tokenize(&mut pieces)?;
+        }
+        pieces.tokenize(|sequence| self.inner.get_model().tokenize(sequence.get()))?;
+        Ok(pieces.into_encoding(None, 0, OffsetType::None)?.get_ids().to_vec())
+    }
+}
+
+impl std::fmt::Debug for Tokenizer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Tokenizer").field("vocab_size", &self.vocab_size()).finish_non_exhaustive()
+    }
+}
+
+fn pieces(inner: &tokenizers::Tokenizer) -> Result<Pieces, String> {
+    let spelling = Spelling::of(&to_json(inner.get_decoder())?)?;
+    let vocabulary: HashMap<String, u32> = inner.get_model().get_vocab();
+    let added = inner.get_added_vocabulary().get_added_tokens_decoder();
+    let last = vocabulary.values().chain(added.keys()).copied().max();
+    let size = last.map_or(0, |last| last as usize + 1);
+    if size > MAX_VOCABULARY {
+        return Err(format!("the vocabulary has an id of {}, over the limit of {MAX_VOCABULARY}", size - 1));
+    }
+    let mut tokens: Vec<Entry<'_>> = (0..size).map(|_| Entry::Hole).collect();
+    for (token, &id) in &vocabulary {
+        tokens[id as usize] = Entry::Spelled(token);
+    }
+    for (&id, token) in added {
+        tokens[id as usize] = Entry::Literal { text: &token.content, special: token.special };
+    }
+    let mut building = Pieces::new(spelling, size);
+    for token in tokens {
+        building.push(token).map_err(|error| error.to_string())?;
+    }
+    Ok(building.finish())
+}
+
+fn to_json<T: serde::Serialize>(part: Option<&T>) -> Result<Value, String> {
+    part.map_or(Ok(Value::Null), |part| serde_json::to_value(part).map_err(|error| error.to_string()))
+}
+
+fn check_size(text: &str) -> Result<()> {
+    if text.len() > MAX_INPUT_BYTES {
+        return Err(Error::Text(format!(
+            "the text has {} bytes, over the limit of {MAX_INPUT_BYTES} for one input",
+            text.len()
+        )));
+    }
+    Ok(())
+}
+
+fn refused(reason: String) -> Error {
+    Error::Text(format!("the tokenizer cannot encode this text: {reason}"))
+}
+
+/// Runs a step of the `tokenizers` crate, which panics on some broken files, and makes an error of a panic.
+fn quiet<T>(step: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, String> {
+    match catch_unwind(AssertUnwindSafe(step)) {
+        Ok(result) => result.map_err(|error| error.to_string()),
+        Err(_) => Err("the tokenizers library gave up on it".to_owned()),
+    }
+}
