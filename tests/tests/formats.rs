@@ -1,0 +1,58 @@
+//! Storage formats against golden blocks of ggml's own decoder, and encoding against what rounding promises.
+
+use dualgauge_kernels::{Format, format};
+use dualgauge_tests::Random;
+
+/// Blocks and values from ggml's own decoder. Formats of one product are exact; a multiply and an add may round apart.
+#[test]
+fn formats_decode_as_the_goldens_say() {
+    let cases = [
+        (Format::Q8_0, "q8_0", 0.0),
+        (Format::Q4_0, "q4_0", 0.0),
+        (Format::Q4_1, "q4_1", 1e-6),
+        (Format::Q6K, "q6_k", 1e-6),
+    ];
+    for (format, name, relative) in cases {
+        let path = format!("{}/fixtures/quant/{name}.json", env!("CARGO_MANIFEST_DIR"));
+        let text = std::fs::read_to_string(&path).expect("the fixture is there");
+        let golden: serde_json::Value = serde_json::from_str(&text).expect("the fixture is JSON");
+        let hex = golden["hex"].as_str().expect("hex");
+        let bytes: Vec<u8> =
+            (0..hex.len() / 2).map(|i| u8::from_str_radix(&hex[2 * i..2 * i + 2], 16).expect("hex")).collect();
+        let wanted = golden["expected_f32"].as_array().expect("values").iter();
+        let wanted: Vec<f32> = wanted.map(|v| v.as_f64().expect("a number") as f32).collect();
+        assert_eq!(golden["block_bytes"], format.block_bytes(), "{name}: bytes of a block");
+        assert_eq!(golden["block_values"], format.block_len(), "{name}: values of a block");
+        let mut held = vec![0.0; wanted.len()];
+        format::decode(format, &bytes, &mut held);
+        for (i, (h, w)) in held.iter().zip(&wanted).enumerate() {
+            assert!((h - w).abs() <= relative * w.abs(), "{name}: value {i} is {h:e}, the golden says {w:e}");
+        }
+    }
+}
+
+/// What is encoded comes back within half a step of its block's grid.
+#[test]
+fn encoding_rounds_to_the_nearest() {
+    let mut random = Random::new(11);
+    let values = random.normals(4096, 1.0);
+    for (format, steps) in [(Format::Q8_0, 127.0), (Format::Q4_0, 8.0), (Format::Q4_1, 15.0)] {
+        let mut back = vec![0.0; values.len()];
+        format::decode(format, &format::encode(format, &values), &mut back);
+        for (block, (held, wanted)) in back.chunks(32).zip(values.chunks(32)).enumerate() {
+            let (low, high) = wanted.iter().fold((0f32, 0f32), |(l, h), v| (l.min(*v), h.max(*v)));
+            let range = if format == Format::Q4_1 { high - low } else { high.max(-low) };
+            // The scale itself is an f16; q4_0 has one step less on one side.
+            let (step, whole) = (range / steps, range * 1e-3);
+            let allowed = if format == Format::Q4_0 { step } else { step / 2.0 } * 1.01 + whole;
+            let worst = held.iter().zip(wanted).map(|(h, w)| (h - w).abs()).fold(0.0, f32::max);
+            assert!(worst <= allowed, "{format}: block {block} is off by {worst}, a step is {step}");
+        }
+    }
+    for (format, relative) in [(Format::F32, 0.0), (Format::F16, 2f32.powi(-11)), (Format::Bf16, 2f32.powi(-8))] {
+        let mut back = vec![0.0; values.len()];
+        format::decode(format, &format::encode(format, &values), &mut back);
+        let off = back.iter().zip(&values).position(|(h, w)| (h - w).abs() > relative * w.abs() + 1e-7 * relative);
+        assert_eq!(off, None, "{format}: index of a value that was not rounded to the nearest");
+    }
+}
