@@ -158,8 +158,15 @@ impl Core {
         failed.collect()
     }
 
+    /// A snapshot; nothing in it that needs a clock.
+    pub fn stats(&self) -> Stats {
+        let mut stats = Stats::new();
+        self.fill(&mut stats);
+        stats
+    }
+
     /// Writes what this knows into `stats`; what needs a clock is left alone.
-    pub fn fill(&self, stats: &mut Stats) {
+    pub(crate) fn fill(&self, stats: &mut Stats) {
         (stats.running, stats.waiting) = (self.scheduler.running(), self.scheduler.waiting());
         stats.blocks = self.kv.counts();
         let counters = &mut stats.counters;

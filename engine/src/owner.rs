@@ -71,14 +71,12 @@ struct Door {
 
 impl Shared {
     pub fn new(core: &Core, max_queue: usize) -> Self {
-        let mut stats = Stats::new();
-        core.fill(&mut stats);
         let door = Door { health: Health::Ready, next_id: 0, open_requests: 0, left_waiting: 0, ended: false };
         Self {
             spec: core.spec().clone(),
             plan: core.plan().clone(),
             max_queue,
-            metrics: Mutex::new(stats),
+            metrics: Mutex::new(core.stats()),
             door: Mutex::new(door),
             ended: Condvar::new(),
         }

@@ -252,7 +252,8 @@ impl Scheduler {
         let oldest = order[0];
         let runs = self.running.contains(&oldest);
         let mut turns = vec![oldest];
-        if let Some(other) = order.get(1).filter(|other| runs || self.running.contains(other)) {
+        // While the oldest waits for blocks nobody younger gets in, or it might wait for ever.
+        if let Some(other) = order[1..].iter().find(|other| runs || self.running.contains(other)) {
             turns.insert(if self.oldest_next || !runs { 1 } else { 0 }, *other);
         }
         self.oldest_next = !self.oldest_next;
