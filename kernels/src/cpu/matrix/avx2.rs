@@ -1,6 +1,6 @@
 //! f32 rows x weights decoded in registers -> f32, with AVX2 multiply-add: every format, exact but for the sum.
 //!
-//! tile   3 rows x 4 lines of 8 columns: 12 accumulators of 16 registers
+//! tile   up to 3 rows x 4 lines of 8 columns, or up to 6 rows x 2 lines, twice: 12 accumulators of 16 registers
 //! weight `fma(q, scale, base)`: base is -offset * scale or the minimum, so one rounding at most, as the format says
 //!
 //! Sums run over k in order, one fused multiply-add each.
@@ -11,7 +11,7 @@ use super::panel::{NIBBLES, Q6K_GROUP, unit_bytes};
 use super::{Format, Tile};
 
 /// Most rows of a block.
-pub(super) const BLOCK_ROWS: usize = 3;
+pub(super) const BLOCK_ROWS: usize = 6;
 
 const F32: u8 = Format::F32 as u8;
 const F16: u8 = Format::F16 as u8;
@@ -25,37 +25,41 @@ const Q6K: u8 = Format::Q6K as u8;
 /// The machine has the path `avx2`; the pointers of `t` are as [`Tile`] says, for `count` rows.
 pub(super) unsafe fn run(format: Format, t: &Tile, count: usize) {
     macro_rules! rows {
-        ($kernel:ident, $format:ident, $($mr:literal)*) => {
+        ($kernel:ident, $format:ident) => {
             match count {
-                $($mr => unsafe { $kernel::<$format, $mr>(t) },)*
-                _ => unreachable!("a block has 1 to 3 rows: this is a bug"),
+                1 => unsafe { $kernel::<$format, 1, 4>(t, 0) },
+                2 => unsafe { $kernel::<$format, 2, 4>(t, 0) },
+                3 => unsafe { $kernel::<$format, 3, 4>(t, 0) },
+                4 => [0, 2].into_iter().for_each(|line| unsafe { $kernel::<$format, 4, 2>(t, line) }),
+                5 => [0, 2].into_iter().for_each(|line| unsafe { $kernel::<$format, 5, 2>(t, line) }),
+                6 => [0, 2].into_iter().for_each(|line| unsafe { $kernel::<$format, 6, 2>(t, line) }),
+                _ => unreachable!("a block has 1 to 6 rows: this is a bug"),
             }
         };
     }
     // SAFETY: the caller's promise.
     match format {
-        Format::F32 => rows!(plain, F32, 1 2 3),
-        Format::F16 => rows!(plain, F16, 1 2 3),
-        Format::Bf16 => rows!(plain, BF16, 1 2 3),
-        Format::Q8_0 => rows!(blocks, Q8_0, 1 2 3),
-        Format::Q4_0 => rows!(blocks, Q4_0, 1 2 3),
-        Format::Q4_1 => rows!(blocks, Q4_1, 1 2 3),
-        Format::Q6K => rows!(blocks, Q6K, 1 2 3),
+        Format::F32 => rows!(plain, F32),
+        Format::F16 => rows!(plain, F16),
+        Format::Bf16 => rows!(plain, BF16),
+        Format::Q8_0 => rows!(blocks, Q8_0),
+        Format::Q4_0 => rows!(blocks, Q4_0),
+        Format::Q4_1 => rows!(blocks, Q4_1),
+        Format::Q6K => rows!(blocks, Q6K),
     }
 }
 
-type Sums<const MR: usize> = [[__m256; LINES]; MR];
+type Sums<const MR: usize, const NR: usize> = [[__m256; NR]; MR];
 
-/// Lines of 8 columns a panel has.
-const LINES: usize = 4;
-
+/// Lines `line..line + NR` of the panel.
+///
 /// # Safety
 /// As [`run`].
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn plain<const F: u8, const MR: usize>(t: &Tile) {
+unsafe fn plain<const F: u8, const MR: usize, const NR: usize>(t: &Tile, line: usize) {
     // SAFETY: `units` units, and rows padded to an even k.
     unsafe {
-        let mut sum = [[_mm256_setzero_ps(); LINES]; MR];
+        let mut sum = [[_mm256_setzero_ps(); NR]; MR];
         let mut rows = t.rows.cast::<f32>();
         let (lines, len) = match F {
             F16 => (1, 1),
@@ -65,36 +69,43 @@ unsafe fn plain<const F: u8, const MR: usize>(t: &Tile) {
         let fetching = t.fetch.lines.div_ceil(lines);
         let top = _mm256_set1_epi32(0xffff_0000_u32 as i32);
         for unit in 0..t.units {
-            let w = t.weights.add(unit * lines * 64);
+            let from = t.weights.add(unit * lines * 64);
             if unit < fetching {
                 for i in 0..lines {
                     _mm_prefetch::<_MM_HINT_T1>(t.fetch.from.wrapping_add((unit * lines + i) * 64).cast());
                 }
             }
-            for n in 0..LINES {
-                if F == F32 {
-                    accumulate(&mut sum, n, rows, _mm256_loadu_ps(w.add(n * 32).cast()));
-                } else if F == F16 {
-                    accumulate(&mut sum, n, rows, _mm256_cvtph_ps(_mm_loadu_si128(w.add(n * 16).cast())));
-                } else {
-                    let pairs = _mm256_loadu_si256(w.add(n * 32).cast());
-                    accumulate(&mut sum, n, rows, _mm256_castsi256_ps(_mm256_slli_epi32::<16>(pairs)));
-                    accumulate(&mut sum, n, rows.add(MR), _mm256_castsi256_ps(_mm256_and_si256(pairs, top)));
+            let mut w = [_mm256_setzero_ps(); NR];
+            if F == BF16 {
+                let pairs = |n: usize| _mm256_loadu_si256(from.add((line + n) * 32).cast());
+                (0..NR).for_each(|n| w[n] = _mm256_castsi256_ps(_mm256_slli_epi32::<16>(pairs(n))));
+                accumulate(&mut sum, rows, w);
+                (0..NR).for_each(|n| w[n] = _mm256_castsi256_ps(_mm256_and_si256(pairs(n), top)));
+                accumulate(&mut sum, rows.add(MR), w);
+            } else {
+                for (n, w) in w.iter_mut().enumerate() {
+                    *w = match F {
+                        F16 => _mm256_cvtph_ps(_mm_loadu_si128(from.add((line + n) * 16).cast())),
+                        _ => _mm256_loadu_ps(from.add((line + n) * 32).cast()),
+                    };
                 }
+                accumulate(&mut sum, rows, w);
             }
             rows = rows.add(len * MR);
         }
-        finish(t, sum);
+        finish(t, line, sum);
     }
 }
 
+/// Lines `line..line + NR` of the panel.
+///
 /// # Safety
 /// As [`run`].
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn blocks<const F: u8, const MR: usize>(t: &Tile) {
+unsafe fn blocks<const F: u8, const MR: usize, const NR: usize>(t: &Tile, line: usize) {
     // SAFETY: `units` units, and 32 k of rows a group.
     unsafe {
-        let mut sum = [[_mm256_setzero_ps(); LINES]; MR];
+        let mut sum = [[_mm256_setzero_ps(); NR]; MR];
         let (mut rows, mut group) = (t.rows.cast::<f32>(), t.weights);
         let groups = t.units * if F == Q6K { 8 } else { 1 };
         let mut fetch = (t.fetch.from, t.fetch.lines);
@@ -106,15 +117,19 @@ unsafe fn blocks<const F: u8, const MR: usize>(t: &Tile) {
             }
             for half in 0..2 {
                 // A line at a time, so that its scale and base stay in registers over the half's 16 k.
-                for n in 0..LINES {
-                    let (scale, base) = scale_of::<F>(group, g, half, n);
+                for n in 0..NR {
+                    let (scale, base) = scale_of::<F>(group, g, half, line + n);
                     for quad in half * 4..half * 4 + 4 {
-                        let quads = quad_of::<F>(group, quad, n);
+                        let quads = quad_of::<F>(group, quad, line + n);
                         for k in 0..4 {
                             let q = _mm256_srl_epi32(quads, _mm_cvtsi32_si128(k * 8));
                             let q = _mm256_cvtepi32_ps(_mm256_and_si256(q, _mm256_set1_epi32(255)));
                             let w = _mm256_fmadd_ps(q, scale, base);
-                            accumulate(&mut sum, n, rows.add((quad % 4 * 4 + k as usize) * MR), w);
+                            let rows = rows.add((quad % 4 * 4 + k as usize) * MR);
+                            for (r, sum) in sum.iter_mut().enumerate() {
+                                let x = _mm256_set1_ps(rows.add(r).read_unaligned());
+                                sum[n] = _mm256_fmadd_ps(x, w, sum[n]);
+                            }
                         }
                     }
                 }
@@ -127,35 +142,40 @@ unsafe fn blocks<const F: u8, const MR: usize>(t: &Tile) {
                 _ => Q6K_GROUP + if g % 8 == 7 { 64 } else { 0 },
             });
         }
-        finish(t, sum);
+        finish(t, line, sum);
     }
 }
 
-/// `sum += x[k] * w` for line `n` of all rows.
+/// `sum += x[k] * w` for all rows.
 ///
 /// # Safety
 /// `rows` are those of one k.
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn accumulate<const MR: usize>(sum: &mut Sums<MR>, n: usize, rows: *const f32, w: __m256) {
+unsafe fn accumulate<const MR: usize, const NR: usize>(sum: &mut Sums<MR, NR>, rows: *const f32, w: [__m256; NR]) {
     for (r, sum) in sum.iter_mut().enumerate() {
         // SAFETY: `MR` rows.
         let x = _mm256_set1_ps(unsafe { rows.add(r).read_unaligned() });
-        sum[n] = _mm256_fmadd_ps(x, w, sum[n]);
+        for n in 0..NR {
+            sum[n] = _mm256_fmadd_ps(x, w[n], sum[n]);
+        }
     }
 }
 
 /// # Safety
 /// As [`run`].
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn finish<const MR: usize>(t: &Tile, sum: Sums<MR>) {
+unsafe fn finish<const MR: usize, const NR: usize>(t: &Tile, line: usize, sum: Sums<MR, NR>) {
     for (r, sum) in sum.iter().enumerate() {
-        let mut row = [0f32; LINES * 8];
         for (n, v) in sum.iter().enumerate() {
-            // SAFETY: a line of the row.
-            unsafe { _mm256_storeu_ps(row.as_mut_ptr().add(n * 8), *v) };
+            let column = (line + n) * 8;
+            let mut values = [0f32; 8];
+            // SAFETY: `columns` values of row `r` are ours to write.
+            unsafe {
+                _mm256_storeu_ps(values.as_mut_ptr(), *v);
+                let out = t.out.wrapping_add(r * t.stride + column);
+                out.copy_from_nonoverlapping(values.as_ptr(), t.columns.saturating_sub(column).min(8));
+            }
         }
-        // SAFETY: `columns` values of row `r` are ours to write.
-        unsafe { t.out.add(r * t.stride).copy_from_nonoverlapping(row.as_ptr(), t.columns) };
     }
 }
 

@@ -67,10 +67,8 @@ unsafe fn accumulate<const MR: usize>(sum: &mut Sums<MR>, rows: *const f32, w: [
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 unsafe fn finish<const MR: usize>(t: &Tile, sum: Sums<MR>) {
     for (r, sum) in sum.into_iter().enumerate() {
-        for n in 0..2 {
-            // SAFETY: a row of the tile.
-            unsafe { store(t, r, n, sum[n]) };
-        }
+        // SAFETY: a row of the tile.
+        unsafe { store(t, r, sum) };
     }
 }
 
@@ -188,9 +186,9 @@ unsafe fn scales_of<const F: u8>(group: *const u8, g: usize, h: usize) -> ([__m5
             Q4_1 => (halves(NIBBLES), halves(NIBBLES + 64)),
             _ => {
                 let mut scale = halves((8 - g % 8) * Q6K_GROUP);
-                for n in 0..2 {
+                for (n, scale) in scale.iter_mut().enumerate() {
                     let own = _mm_loadu_si128(group.add(NIBBLES + 256 + h * 32 + n * 16).cast());
-                    scale[n] = _mm512_mul_ps(scale[n], _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(own)));
+                    *scale = _mm512_mul_ps(*scale, _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(own)));
                 }
                 (scale, times(scale, -32.0))
             }

@@ -41,14 +41,11 @@ unsafe fn kernel<const MR: usize>(t: &Tile) {
         let mut sum = [[_mm512_setzero_ps(); 2]; MR];
         let (weights, rows) = (t.weights, t.rows.cast::<i32>());
         let mut step = |step: usize| {
-            let mut w = [_mm512_setzero_si512(); 2];
-            for n in 0..2 {
-                w[n] = _mm512_load_si512(weights.add((step * 2 + n) * 64).cast());
-            }
-            for r in 0..MR {
+            let w = [0, 1].map(|n| _mm512_load_si512(weights.add((step * 2 + n) * 64).cast()));
+            for (r, sum) in sum.iter_mut().enumerate() {
                 let x = _mm512_set1_epi32(rows.add(step * MR + r).read_unaligned());
-                for n in 0..2 {
-                    sum[r][n] = _mm512_dpbf16_ps(sum[r][n], bh(x), bh(w[n]));
+                for (sum, w) in sum.iter_mut().zip(w) {
+                    *sum = _mm512_dpbf16_ps(*sum, bh(x), bh(w));
                 }
             }
         };
@@ -62,10 +59,8 @@ unsafe fn kernel<const MR: usize>(t: &Tile) {
         for i in fetching..t.units {
             step(i);
         }
-        for r in 0..MR {
-            for n in 0..2 {
-                store(t, r, n, sum[r][n]);
-            }
+        for (r, sum) in sum.into_iter().enumerate() {
+            store(t, r, sum);
         }
     }
 }
@@ -97,16 +92,18 @@ pub(in crate::cpu) unsafe fn pack_block(x: &[f32], inner: usize, count: usize, o
     }
 }
 
-/// Writes the 16 columns of line `n` of row `r`, as far as they are there.
+/// Writes the columns of row `r`, as far as they are there.
 ///
 /// # Safety
 /// AVX-512 F; row `r` is one of the tile's.
 #[target_feature(enable = "avx512f")]
-pub(super) unsafe fn store(t: &Tile, r: usize, n: usize, v: __m512) {
-    let left = t.columns.saturating_sub(n * 16).min(16);
-    let mask = ((1u32 << left) - 1) as __mmask16;
-    // SAFETY: masked to the columns that are there.
-    unsafe { _mm512_mask_storeu_ps(t.out.wrapping_add(r * t.stride + n * 16), mask, v) };
+pub(super) unsafe fn store(t: &Tile, r: usize, lines: [__m512; 2]) {
+    for (n, v) in lines.into_iter().enumerate() {
+        let left = t.columns.saturating_sub(n * 16).min(16);
+        let mask = ((1u32 << left) - 1) as __mmask16;
+        // SAFETY: masked to the columns that are there.
+        unsafe { _mm512_mask_storeu_ps(t.out.wrapping_add(r * t.stride + n * 16), mask, v) };
+    }
 }
 
 #[target_feature(enable = "avx512f,avx512bf16")]

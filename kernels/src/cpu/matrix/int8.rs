@@ -101,30 +101,30 @@ unsafe fn kernel<const F: u8, const MR: usize>(t: &Tile) {
             for h in 0..halves {
                 let mut dot = [[_mm512_setzero_si512(); 2]; MR];
                 if F != Q4_1 {
-                    for r in 0..MR {
-                        dot[r] = [_mm512_set1_epi32(start.add(h * MR + r).read_unaligned()); 2];
+                    for (r, dot) in dot.iter_mut().enumerate() {
+                        *dot = [_mm512_set1_epi32(start.add(h * MR + r).read_unaligned()); 2];
                     }
                 }
                 for quad in h * 8 / halves..(h + 1) * 8 / halves {
                     let w = [quad_of::<F>(weights, quad, 0), quad_of::<F>(weights, quad, 1)];
-                    for r in 0..MR {
+                    for (r, dot) in dot.iter_mut().enumerate() {
                         let x = _mm512_set1_epi32(rows.add(quad * MR + r).read_unaligned());
-                        for n in 0..2 {
-                            dot[r][n] = _mm512_dpbusd_epi32(dot[r][n], w[n], x);
+                        for (dot, w) in dot.iter_mut().zip(w) {
+                            *dot = _mm512_dpbusd_epi32(*dot, w, x);
                         }
                     }
                 }
                 for n in 0..2 {
                     let scale = scale_of::<F>(weights, g, h, n);
-                    for r in 0..MR {
+                    for (r, (sum, dot)) in sum.iter_mut().zip(&dot).enumerate() {
                         let scale = _mm512_mul_ps(scale, _mm512_set1_ps(row_scales.add(r).read_unaligned()));
-                        sum[r][n] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot[r][n]), scale, sum[r][n]);
+                        sum[n] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot[n]), scale, sum[n]);
                     }
                     if F == Q4_1 {
                         let minimum = _mm512_cvtph_ps(_mm256_loadu_si256(weights.add(NIBBLES + 64 + n * 32).cast()));
-                        for r in 0..MR {
+                        for (r, sum) in sum.iter_mut().enumerate() {
                             let total = _mm512_set1_ps(start.add(r).cast::<f32>().read_unaligned());
-                            sum[r][n] = _mm512_fmadd_ps(total, minimum, sum[r][n]);
+                            sum[n] = _mm512_fmadd_ps(total, minimum, sum[n]);
                         }
                     }
                 }
@@ -137,10 +137,8 @@ unsafe fn kernel<const F: u8, const MR: usize>(t: &Tile) {
                 _ => Q6K_GROUP + if g % 8 == 7 { 64 } else { 0 },
             });
         }
-        for r in 0..MR {
-            for n in 0..2 {
-                store(t, r, n, sum[r][n]);
-            }
+        for (r, sum) in sum.into_iter().enumerate() {
+            store(t, r, sum);
         }
     }
 }

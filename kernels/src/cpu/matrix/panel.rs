@@ -58,12 +58,16 @@ pub(super) fn put(format: Format, units: &mut [u8], column: usize, src: &[u8]) {
             units.chunks_exact_mut(64).zip(blocks).for_each(|(u, b)| u[column * 2..][..2].copy_from_slice(b));
         }
         Format::Bf16 => {
-            units.chunks_exact_mut(128).zip(src.chunks(4)).for_each(|(u, b)| u[lane..][..b.len()].copy_from_slice(b));
+            let pairs = src.chunks_exact(4);
+            if let [a, b] = *pairs.remainder() {
+                units[src.len() / 4 * 128 + lane..][..2].copy_from_slice(&[a, b]);
+            }
+            units.chunks_exact_mut(128).zip(pairs).for_each(|(u, b)| u[lane..lane + 4].copy_from_slice(b));
         }
         Format::Q8_0 => units.chunks_exact_mut(unit_bytes(format)).zip(blocks).for_each(|(u, b)| {
             let (quads, scales) = u.split_at_mut(1024);
             for (line, quad) in quads.chunks_exact_mut(128).zip(b[2..].chunks_exact(4)) {
-                (0..4).for_each(|i| line[lane + i] = quad[i] ^ 0x80);
+                line[lane..lane + 4].copy_from_slice(&[0, 1, 2, 3].map(|i| quad[i] ^ 0x80));
             }
             scales[column * 2..][..2].copy_from_slice(&b[..2]);
         }),
@@ -85,14 +89,20 @@ pub(super) fn put(format: Format, units: &mut [u8], column: usize, src: &[u8]) {
 
 fn put_q6k(unit: &mut [u8], column: usize, block: &[u8]) {
     let (low, high, scales) = (&block[..128], &block[128..192], &block[192..208]);
+    let word =
+        |bytes: &[u8], at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes: this is a bug"));
     for (g, group) in unit.chunks_exact_mut(Q6K_GROUP).take(8).enumerate() {
         let (half, quarter) = (g / 4, g % 4);
-        for lane in 0..32 {
-            let nibble = low[half * 64 + quarter % 2 * 32 + lane] >> (quarter / 2 * 4) & 15;
-            let pair = high[half * 32 + lane] >> (quarter * 2) & 3;
-            let (quad, i) = (lane / 4, lane % 4);
-            group[quad % 4 * 128 + column * 4 + i] |= nibble << (quad / 4 * 4);
-            group[NIBBLES + quad / 4 * 128 + column * 4 + i] |= pair << (quad % 4 * 2);
+        let nibbles =
+            |quad: usize| word(low, half * 64 + quarter % 2 * 32 + quad * 4) >> (quarter / 2 * 4) & 0x0f0f_0f0f;
+        let pairs = |quad: usize| word(high, half * 32 + quad * 4) >> (quarter * 2) & 0x0303_0303;
+        for s in 0..4 {
+            let line = nibbles(s) | nibbles(s + 4) << 4;
+            group[s * 128 + column * 4..][..4].copy_from_slice(&line.to_le_bytes());
+        }
+        for t in 0..2 {
+            let line = (0..4).fold(0, |line, j| line | pairs(t * 4 + j) << (j * 2));
+            group[NIBBLES + t * 128 + column * 4..][..4].copy_from_slice(&line.to_le_bytes());
         }
         for h in 0..2 {
             group[NIBBLES + 256 + h * 32 + column] = scales[g * 2 + h];

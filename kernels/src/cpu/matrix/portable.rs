@@ -147,14 +147,15 @@ fn word(b: &[u8]) -> u32 {
 /// 32 halves as f32, without branches.
 #[inline(always)]
 fn halves(bytes: &[u8]) -> [f32; 32] {
-    let mut out = [0f32; 32];
-    for (out, b) in out.iter_mut().zip(bytes.chunks_exact(2)) {
-        let h = u32::from(u16::from_le_bytes([b[0], b[1]]));
-        let magnitude = (h & 0x7fff) << 13;
+    let mut half = [0u16; 32];
+    for (half, b) in half.iter_mut().zip(bytes.chunks_exact(2)) {
+        *half = u16::from_le_bytes([b[0], b[1]]);
+    }
+    half.map(|half| {
+        let magnitude = (u32::from(half) & 0x7fff) << 13;
         // Moving the exponent's bias is one multiplication, which normalises subnormals too; the top exponent stays top.
         let finite = (f32::from_bits(magnitude) * f32::from_bits((254 - 15) << 23)).to_bits();
         let special = if magnitude >= 0x0f80_0000 { 0x7f80_0000 } else { 0 };
-        *out = f32::from_bits(finite | special | (h & 0x8000) << 16);
-    }
-    out
+        f32::from_bits(finite | special | (u32::from(half) & 0x8000) << 16)
+    })
 }
