@@ -20,7 +20,8 @@ pub struct Conversation {
     pub now: Option<i64>,
 }
 
-/// One turn. `content: None` reaches the template as an empty string, since many templates fail on null.
+/// One turn. `content: None` reaches the template as an empty string, since many templates fail on null; the few that
+/// show tool calls only beside null get null.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Message {
     pub role: String,

@@ -6,7 +6,7 @@
 //! their places are remembered: there the encoder takes no control token. A conversation without such text, which is
 //! nearly every one, is rendered and encoded as it is.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 
 use serde_json::{Map, Value};
@@ -14,12 +14,12 @@ use tokenizers::tokenizer::{AddedToken, AddedVocabulary};
 
 use super::conversation::Conversation;
 
-/// The added tokens of a vocabulary, longest first by first byte.
+/// The added tokens of a vocabulary, to be found in a text.
 #[derive(Debug, Default)]
 pub(super) struct ControlTokens {
-    tokens: Vec<(u32, AddedToken)>,
-    /// Indices into `tokens` by first byte of their text, longest first.
-    by_first: BTreeMap<u8, Vec<usize>>,
+    by_text: HashMap<String, (u32, AddedToken)>,
+    /// For each byte, how long the tokens are whose text begins with it: longest first.
+    lengths: Vec<Vec<usize>>,
 }
 
 /// A rendered conversation: `literal` are the byte ranges that are a user's text though they look like control tokens.
@@ -31,16 +31,21 @@ pub(super) struct Rendered {
 
 impl ControlTokens {
     pub(super) fn new(added: &AddedVocabulary) -> Self {
-        let mut tokens: Vec<(u32, AddedToken)> =
-            added.get_added_tokens_decoder().iter().map(|(&id, token)| (id, token.clone())).collect();
-        tokens.sort_by_key(|(id, token)| (std::cmp::Reverse(token.content.len()), *id));
-        let mut by_first: BTreeMap<u8, Vec<usize>> = BTreeMap::new();
-        for (index, (_, token)) in tokens.iter().enumerate() {
-            if let Some(&first) = token.content.as_bytes().first() {
-                by_first.entry(first).or_default().push(index);
-            }
+        let by_text: HashMap<String, (u32, AddedToken)> = added
+            .get_added_tokens_decoder()
+            .iter()
+            .filter(|(_, token)| !token.content.is_empty())
+            .map(|(&id, token)| (token.content.clone(), (id, token.clone())))
+            .collect();
+        let mut lengths = vec![Vec::new(); 256];
+        for text in by_text.keys() {
+            lengths[usize::from(text.as_bytes()[0])].push(text.len());
         }
-        Self { tokens, by_first }
+        for lengths in &mut lengths {
+            lengths.sort_unstable_by(|a, b| b.cmp(a));
+            lengths.dedup();
+        }
+        Self { by_text, lengths }
     }
 
     /// Splits `text` at added tokens as the encoder would, but takes no control token that begins in `literal`.
@@ -49,7 +54,9 @@ impl ControlTokens {
         let mut parts = Vec::new();
         let (mut start, mut at) = (0, 0);
         while at < text.len() {
-            let inside = literal.iter().any(|range| range.contains(&(base + at)));
+            let inside = literal
+                .get(literal.partition_point(|range| range.end <= base + at))
+                .is_some_and(|range| range.contains(&(base + at)));
             let found = self.starting(text, at).find(|(_, token)| {
                 !(inside && is_control(token)) && (!token.single_word || stands_alone(text, at, token.content.len()))
             });
@@ -89,13 +96,13 @@ impl ControlTokens {
         Ok(stand_ins.restore(&render(&safe)?))
     }
 
-    /// Tokens whose text begins at `at`, longest first.
+    /// Tokens whose text begins at `at`, longest first. Costs a look-up for each length that a token may have.
     fn starting<'a>(&'a self, text: &'a str, at: usize) -> impl Iterator<Item = (u32, &'a AddedToken)> + 'a {
-        let candidates = self.by_first.get(&text.as_bytes()[at]).map_or(&[][..], Vec::as_slice);
-        candidates
-            .iter()
-            .map(|&index| (self.tokens[index].0, &self.tokens[index].1))
-            .filter(move |(_, token)| text.as_bytes()[at..].starts_with(token.content.as_bytes()))
+        let lengths = self.lengths.get(usize::from(text.as_bytes()[at])).map_or(&[][..], Vec::as_slice);
+        lengths.iter().filter_map(move |&length| {
+            let (id, token) = self.by_text.get(text.get(at..at + length)?)?;
+            Some((*id, token))
+        })
     }
 
     /// The control token that begins at `at`.

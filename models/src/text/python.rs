@@ -4,7 +4,7 @@
 use std::fmt::Write as _;
 use std::sync::Arc;
 
-use minijinja::value::{Kwargs, Object, ObjectRepr, Value, ValueKind};
+use minijinja::value::{Kwargs, Object, ObjectRepr, Rest, Value, ValueKind, ValueOrKwargs};
 use minijinja::{Environment, Error, ErrorKind, State};
 
 /// Gives an environment the names that chat templates use.
@@ -16,6 +16,22 @@ pub(super) fn install(environment: &mut Environment<'static>) {
     });
     environment.add_filter("tojson", tojson);
     environment.add_test("none", |value: &Value| is_nothing(value));
+    add_lazy(environment, "map", Value::from_function(minijinja::filters::map));
+    add_lazy(environment, "select", Value::from_function(minijinja::filters::select));
+    add_lazy(environment, "reject", Value::from_function(minijinja::filters::reject));
+    add_lazy(environment, "selectattr", Value::from_function(minijinja::filters::selectattr));
+    add_lazy(environment, "rejectattr", Value::from_function(minijinja::filters::rejectattr));
+}
+
+/// A filter whose result in Python is a generator: it takes nothing for an empty list, can be looped over and joined,
+/// but is no list for `tojson`.
+fn add_lazy(environment: &mut Environment<'static>, name: &'static str, filter: Value) {
+    environment.add_filter(name, move |state: &mut State, value: Value, args: Rest<ValueOrKwargs>| {
+        let mut all = vec![if is_nothing(&value) { Value::from(Vec::<Value>::new()) } else { value }];
+        all.extend(args.into_values());
+        let items: Vec<Value> = filter.call(state, &all)?.try_iter()?.collect();
+        Ok::<_, Error>(Value::make_iterable(move || items.clone().into_iter()))
+    });
 }
 
 /// `{% generation %}` marks the assistant's text for training; here it means nothing.

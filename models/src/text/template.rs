@@ -41,6 +41,8 @@ struct Forms {
     argument_strings: bool,
     /// Content must be a list of parts.
     content_parts: bool,
+    /// Calls are shown only beside a content of null, not beside an empty string.
+    null_beside_calls: bool,
 }
 
 impl ChatTemplate {
@@ -96,7 +98,7 @@ impl ChatTemplate {
 
     /// Tries the usual shape first: what fails or shows nothing is tried in the other.
     fn find_forms(&self) -> Forms {
-        let usual = Forms { argument_strings: false, content_parts: false };
+        let usual = Forms { argument_strings: false, content_parts: false, null_beside_calls: false };
         let turn = Conversation {
             messages: vec![Message::new("user", PROBE)],
             add_generation_prompt: true,
@@ -107,9 +109,12 @@ impl ChatTemplate {
         let content_parts = !shows(usual) && shows(parts);
         let forms = Forms { content_parts, ..usual };
         let call = tool_call();
-        let fails = self.render_in(&call, forms).is_err();
-        let argument_strings = fails && self.render_in(&call, Forms { argument_strings: true, ..forms }).is_ok();
-        Forms { argument_strings, ..forms }
+        let argument_strings = self.render_in(&call, forms).is_err()
+            && self.render_in(&call, Forms { argument_strings: true, ..forms }).is_ok();
+        let forms = Forms { argument_strings, ..forms };
+        let shows_call = |forms: Forms| self.render_in(&call, forms).is_ok_and(|text| text.contains(CALL_PROBE));
+        let null = Forms { null_beside_calls: true, ..forms };
+        if !shows_call(forms) && shows_call(null) { null } else { forms }
     }
 }
 
@@ -121,11 +126,12 @@ impl std::fmt::Debug for ChatTemplate {
 
 /// Text that no template holds by itself.
 const PROBE: &str = "zqprobeqz";
+const CALL_PROBE: &str = "zqcallqz";
 
 /// A conversation with one tool call and its result.
 fn tool_call() -> Conversation {
-    let mut call = Message::new("assistant", "");
-    let function = json!({"name": PROBE, "arguments": {PROBE: 1}});
+    let mut call = Message { role: "assistant".to_owned(), ..Message::default() };
+    let function = json!({"name": CALL_PROBE, "arguments": {PROBE: 1}});
     call.extra.insert("tool_calls".into(), json!([{"id": "call00001", "type": "function", "function": function}]));
     let mut result = Message::new("tool", PROBE);
     result.extra.insert("tool_call_id".into(), json!("call00001"));
@@ -143,8 +149,11 @@ impl Forms {
     fn message(self, message: &Message) -> serde_json::Value {
         let mut fields = Map::new();
         fields.insert("role".into(), message.role.as_str().into());
-        let content = message.content.as_deref().unwrap_or_default();
-        let content = if self.content_parts { json!([{"type": "text", "text": content}]) } else { content.into() };
+        let content = match message.content.as_deref() {
+            None if self.null_beside_calls && message.extra.contains_key("tool_calls") => serde_json::Value::Null,
+            content if self.content_parts => json!([{"type": "text", "text": content.unwrap_or_default()}]),
+            content => content.unwrap_or_default().into(),
+        };
         fields.insert("content".into(), content);
         for (name, value) in &message.extra {
             fields.insert(name.clone(), if name == "tool_calls" { self.calls(value) } else { value.clone() });
