@@ -1,7 +1,7 @@
 //! Owns a model on disk before it is on a device: which family it is, its configuration, its open files. Knows no
 //! device until [`Checkpoint::load`] is given one.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use dualgauge_kernels::Backend;
 
@@ -9,7 +9,7 @@ use crate::config::{Keys, eos};
 use crate::family::Family;
 use crate::loader::{Loader, WeightDtype, Weights};
 use crate::source::{Gguf, Safetensors, file_name, read_text};
-use crate::{Config, Error, Model, Result};
+use crate::{Config, Error, Model, Result, Text};
 
 const CONFIG: &str = "config.json";
 const GENERATION: &str = "generation_config.json";
@@ -22,6 +22,7 @@ pub struct Checkpoint {
     pub config: Config,
     family: &'static Family,
     weights: Weights,
+    path: PathBuf,
 }
 
 impl Checkpoint {
@@ -52,6 +53,17 @@ impl Checkpoint {
         match &self.weights {
             Weights::Gguf(file) => Some(file),
             _ => None,
+        }
+    }
+
+    /// The model's tokenizer and chat template: from the folder's files, or rebuilt from a GGUF file's metadata.
+    ///
+    /// # Errors
+    /// When they are missing or broken.
+    pub fn text(&self) -> Result<Text> {
+        match &self.weights {
+            Weights::Gguf(file) => Text::from_gguf(file.metadata()),
+            _ => Text::open(&self.path),
         }
     }
 
@@ -87,7 +99,7 @@ impl Checkpoint {
         let weights = Weights::Safetensors(Safetensors::open(folder)?);
         // A folder given as `.` has a name, too.
         let name = std::fs::canonicalize(folder).map_or_else(|_| file_name(folder), |path| file_name(&path));
-        Ok(Self { name, config, family, weights })
+        Ok(Self { name, config, family, weights, path: folder.to_path_buf() })
     }
 
     fn open_gguf(path: &Path) -> Result<Self> {
@@ -96,6 +108,6 @@ impl Checkpoint {
         let family = Family::of_gguf(&architecture)?;
         let config = Config::new(Keys::new(file.name(), file.config()?).of_gguf(&architecture), family)?;
         let name = file_name(path).trim_end_matches(".gguf").to_string();
-        Ok(Self { name, config, family, weights: Weights::Gguf(file) })
+        Ok(Self { name, config, family, weights: Weights::Gguf(file), path: path.to_path_buf() })
     }
 }
