@@ -1,7 +1,10 @@
 //! Owns the contract between the engine and a device: upload, reserve, compile, launch, wait. One owner thread, plain
 //! ids; nothing here knows models, tokenizers or requests.
 
-use crate::{Batch, BatchShape, DType, Error, Format, HostTensor, KvSpec, Op, Probe, Program, Result, Value, Weight};
+use crate::{
+    Batch, BatchShape, DType, Error, Format, HostTensor, KvSpec, NeuronOptions, Op, Probe, Program, Result, Value,
+    Weight,
+};
 
 /// A device that runs programs.
 ///
@@ -130,6 +133,7 @@ pub struct DeviceSpec {
     /// Force an instruction-set path of the CPU back end (tests); `None`: the best the machine has.
     pub isa: Option<String>,
     pub precision: Precision,
+    pub neuron: NeuronOptions,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -18,6 +18,9 @@ pub enum Error {
     /// The device cannot do what the program asks.
     #[error("{device} does not support {what}")]
     Unsupported { device: &'static str, what: String },
+    /// A device's own compiler failed on a program, or none was found where one is needed.
+    #[error("{device}: compiling failed: {reason}")]
+    Compile { device: &'static str, reason: String },
     /// Memory ran out. `needed` and `free` in bytes.
     #[error("{what} needs {needed} bytes of memory but only {free} are free")]
     OutOfMemory { what: String, needed: u64, free: u64 },

@@ -10,6 +10,7 @@ mod cpu;
 mod dtype;
 mod error;
 pub mod format;
+mod neuron;
 mod null;
 mod op;
 mod open;
@@ -25,6 +26,7 @@ pub use backend::{
 pub use batch::{Batch, BatchShape, KvLayer, KvSpec};
 pub use dtype::{DType, Format};
 pub use error::{Error, Result};
+pub use neuron::{Ladder, NeuronOptions};
 pub use null::{NullOptions, null_with};
 pub use op::{
     Act, AttnSpec, Cost, ExpertsSpec, Op, RopeSpec, RouterGroups, RouterScore, RouterSpec, Value, Weight, WeightId,

@@ -1,7 +1,7 @@
 //! Owns the choice of a device: the only door. Says what was chosen and why.
 
 use crate::backend::{Backend, DeviceKind, DeviceSpec};
-use crate::{Error, Result, cpu, null, reference};
+use crate::{Error, Result, cpu, neuron, null, reference};
 
 /// A device, and the sentence that says why this one.
 pub struct Opened {
@@ -17,15 +17,26 @@ pub struct Opened {
 pub fn open(spec: &DeviceSpec) -> Result<Opened> {
     let opened = |backend: Box<dyn Backend>, reason: &str| Ok(Opened { backend, reason: reason.into() });
     match spec.kind {
-        DeviceKind::Auto => opened(cpu::open(spec)?, "chosen by auto: this build drives no accelerator yet"),
+        DeviceKind::Auto => auto(spec),
         DeviceKind::Cpu => opened(cpu::open(spec)?, "asked for"),
         DeviceKind::Reference => opened(reference::open(spec)?, "asked for"),
         DeviceKind::Null => opened(null::open(spec)?, "asked for"),
-        DeviceKind::Cuda(_) | DeviceKind::Neuron => Err(Error::Unavailable {
-            device: if spec.kind == DeviceKind::Neuron { "neuron".into() } else { "cuda".into() },
+        DeviceKind::Neuron => opened(neuron::open(spec)?, "asked for"),
+        DeviceKind::Cuda(_) => Err(Error::Unavailable {
+            device: "cuda".into(),
             reason: "this build has no back end for it yet; use --device cpu".into(),
         }),
     }
+}
+
+/// The CPU, until the accelerators' back ends have run on real hardware; the reason names what was found and passed
+/// over.
+fn auto(spec: &DeviceSpec) -> Result<Opened> {
+    let found = match neuron::present() {
+        true => "a Neuron device found but not yet chosen by auto, ask with --device neuron",
+        false => "the machine has no Neuron device and this build drives no GPU yet",
+    };
+    Ok(Opened { backend: cpu::open(spec)?, reason: format!("chosen by auto: {found}") })
 }
 
 /// Names of the instruction-set paths of the CPU back end that this machine can run, best first. Any of them can be

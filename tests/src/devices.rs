@@ -25,7 +25,8 @@ impl TestDevice {
         for isa in isa_paths() {
             for (precision, name) in [(Precision::Exact, "exact"), (Precision::Native, "native")] {
                 let isa_name = Some(isa.to_owned());
-                let spec = DeviceSpec { kind: DeviceKind::Cpu, threads: Some(2), isa: isa_name, precision };
+                let (kind, threads) = (DeviceKind::Cpu, Some(2));
+                let spec = DeviceSpec { kind, threads, isa: isa_name, precision, ..DeviceSpec::default() };
                 all.push(Self { name: format!("cpu {isa} {name}"), spec });
             }
         }
