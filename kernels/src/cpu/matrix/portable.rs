@@ -10,6 +10,9 @@ use crate::Format;
 /// Most rows of a block: what one decoding is shared by.
 pub(super) const BLOCK_ROWS: usize = 16;
 
+/// Rows of a tile of 16 columns: as many as the registers hold.
+const ROWS: usize = if cfg!(target_arch = "aarch64") { 4 } else { 2 };
+
 type Decoded = [[f32; panel::COLUMNS]; 32];
 
 /// # Safety
@@ -27,14 +30,9 @@ pub(super) unsafe fn run(format: Format, t: &Tile, count: usize) {
         let len = 32.min(t.inner - first);
         decode(format, panel, first, len, &mut w);
         let x = &rows[first * count..];
-        let mut r = 0;
-        while r + 2 <= count {
-            multiply::<2>(&w[..len], x, count, r, &mut sum);
-            r += 2;
-        }
-        if r < count {
-            multiply::<1>(&w[..len], x, count, r, &mut sum);
-        }
+        let tiled = count - count % ROWS;
+        (0..tiled).step_by(ROWS).for_each(|r| multiply::<ROWS>(&w[..len], x, count, r, &mut sum));
+        (tiled..count).for_each(|r| multiply::<1>(&w[..len], x, count, r, &mut sum));
     }
     for (r, sum) in sum[..count].iter().enumerate() {
         // SAFETY: `columns` values of row `r` are ours to write.
