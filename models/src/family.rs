@@ -20,7 +20,13 @@ pub struct Family {
 }
 
 /// Every family this crate knows.
-pub const FAMILIES: &[Family] = &[families::llama::FAMILY];
+pub const FAMILIES: &[Family] = &[
+    families::llama::FAMILY,
+    families::mistral::FAMILY,
+    families::qwen2::FAMILY,
+    families::qwen3::FAMILY,
+    families::smollm3::FAMILY,
+];
 
 impl Family {
     /// The family of a `config.json`: by the first of `architectures`, or by `model_type` when there are none.

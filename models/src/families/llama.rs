@@ -1,5 +1,5 @@
-//! Llama 2 and 3, SmolLM 2, and all that are stored as they are: norm before each part, rotary attention with grouped
-//! heads, gated feed-forward.
+//! Llama 2 and 3, SmolLM 2, and all that are built as they are: a norm before each part, rotary attention with grouped
+//! heads, gated feed-forward. Families that differ only in options are built by [`dense`] with theirs.
 
 use dualgauge_kernels::{Recorder, Value, Weight};
 
@@ -53,12 +53,22 @@ impl Model for Llama {
 }
 
 fn build(c: &Config, loader: &mut Loader<'_>) -> Result<Box<dyn Model>> {
+    dense(c, loader, FAMILY.name, |_, attention| (attention, MlpOptions::of(c)))
+}
+
+/// A model of this structure whose layers have the options that `options` makes of their index and the usual ones.
+pub(super) fn dense(
+    c: &Config,
+    loader: &mut Loader<'_>,
+    family: &'static str,
+    options: impl Fn(usize, AttentionOptions) -> (AttentionOptions, MlpOptions),
+) -> Result<Box<dyn Model>> {
     let embed = loader.matrix("model.embed_tokens.weight", c.vocab, c.hidden)?;
-    let attention = AttentionOptions::of(c, rope(loader, &c.rope)?);
-    let mlp = MlpOptions::of(c);
+    let usual = AttentionOptions::of(c, rope(loader, &c.rope)?);
     let mut layers = vec![];
     for i in 0..c.layers {
         let at = format!("model.layers.{i}");
+        let (attention, mlp) = options(i, usual);
         let mut norm = |name: &str| Norm::load(loader, &format!("{at}.{name}"), c.hidden, NormKind::RMS, c.norm_eps);
         layers.push(Layer {
             attention_norm: norm("input_layernorm")?,
@@ -72,5 +82,5 @@ fn build(c: &Config, loader: &mut Loader<'_>) -> Result<Box<dyn Model>> {
         true => Linear { weight: embed, bias: None },
         false => Linear::load(loader, "lm_head", c.vocab, c.hidden, false)?,
     };
-    Ok(Box::new(Llama { spec: ModelSpec::of(c, FAMILY.name, loader), embed, layers, norm, head }))
+    Ok(Box::new(Llama { spec: ModelSpec::of(c, family, loader), embed, layers, norm, head }))
 }

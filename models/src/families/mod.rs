@@ -2,3 +2,7 @@
 //! [`crate::FAMILIES`].
 
 pub(crate) mod llama;
+pub(crate) mod mistral;
+pub(crate) mod qwen2;
+pub(crate) mod qwen3;
+pub(crate) mod smollm3;
