@@ -102,14 +102,18 @@ impl Batch {
                 return Err(format!("{name} has {held} entries, the shape says {wanted}"));
             }
         }
-        if !self.query_start.is_sorted() || self.query_start.last().is_some_and(|e| *e as usize > s.tokens) {
-            return Err("query_start does not ascend within the tokens".into());
+        let end = *self.query_start.last().expect("its length was checked: this is a bug") as usize;
+        if !self.query_start.is_sorted() || self.query_start[0] != 0 || end > s.tokens {
+            return Err("query_start does not ascend from 0 within the tokens".into());
         }
-        if self.rows.iter().any(|r| *r as usize >= s.tokens) {
-            return Err("rows points beyond the tokens".into());
+        if self.rows.iter().any(|r| *r as usize >= end.max(1)) {
+            return Err("rows points beyond the sequences' tokens".into());
         }
-        if self.slots.iter().any(|x| *x as usize >= kv_blocks * block_tokens) {
+        if self.slots.iter().any(|x| *x as usize >= kv_blocks.saturating_mul(block_tokens)) {
             return Err("slots points beyond the cache".into());
+        }
+        if self.slots[end..].iter().any(|x| *x as usize >= block_tokens) {
+            return Err("slots of padding tokens lie outside of block 0".into());
         }
         if self.block_table.iter().any(|b| *b as usize >= kv_blocks) {
             return Err("block_table names a block that does not exist".into());
@@ -119,13 +123,18 @@ impl Batch {
             if query.len() > s.query || context > s.blocks * block_tokens || query.len() > context {
                 return Err(format!("sequence {seq}: {} queries, context {context} do not fit the shape", query.len()));
             }
+            if self.blocks(seq)[..context.div_ceil(block_tokens)].contains(&0) {
+                return Err(format!(
+                    "sequence {seq}: block 0, which is never lent, is within its context of {context}"
+                ));
+            }
             for (i, token) in query.clone().enumerate() {
                 let position = context - query.len() + i;
                 if self.positions[token] as usize != position {
                     return Err(format!("sequence {seq}: token {token} is not at position {position}"));
                 }
                 let block = self.blocks(seq)[position / block_tokens];
-                if block == 0 || self.slots[token] as usize != block as usize * block_tokens + position % block_tokens {
+                if self.slots[token] as usize != block as usize * block_tokens + position % block_tokens {
                     return Err(format!("sequence {seq}: the slot of token {token} is not in its block table"));
                 }
             }

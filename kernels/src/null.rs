@@ -297,13 +297,16 @@ impl Ranking {
         ((u128::from(self.first) + rank as u128 * u128::from(self.stride)) % u128::from(self.vocab)) as usize
     }
 
-    /// Strictly falling over any vocabulary: steep over the first ranks, then by thousandths.
+    /// Strictly falling over any vocabulary: steep over the likely ranks, then far below by thousandths.
     fn logit(&self, rank: usize) -> f32 {
-        let (steep, flat) = (rank.min(Self::STEEP), rank.saturating_sub(Self::STEEP));
-        self.best - steep as f32 * self.step - flat as f32 / 1024.0
+        match rank.checked_sub(Self::LIKELY) {
+            None => self.best - rank as f32 * self.step,
+            Some(beyond) => self.best - 100.0 - beyond as f32 / 1024.0,
+        }
     }
 
-    const STEEP: usize = 32;
+    /// Ranks that `exp` tells from 0 beside the best.
+    const LIKELY: usize = 32;
 }
 
 fn answer(program: &Program, batch: &Batch, hashes: &[u64]) -> Output {
@@ -315,11 +318,12 @@ fn answer(program: &Program, batch: &Batch, hashes: &[u64]) -> Output {
         let mask = batch.masks.get(row * words..(row + 1) * words);
         let allowed = |id: usize| mask.is_none_or(|m| m[id / 32] >> (id % 32) & 1 == 1);
         let ranks = (0..vocab).map(|rank| (ranking.id(rank), ranking.logit(rank))).filter(|(id, _)| allowed(*id));
-        // What lies beyond this many ranks is below f32 resolution of the sum.
-        let mut best: Vec<Candidate> =
-            ranks.take(k.max(96)).map(|(id, logit)| Candidate { id: id as u32, logit }).collect();
-        let sum: f64 = best.iter().map(|c| f64::from(c.logit).exp()).sum();
+        // Without a mask, what lies beyond the likely ranks adds nothing to the sum.
+        let summed = if mask.is_some() { vocab } else { Ranking::LIKELY };
+        let sum: f64 = ranks.clone().take(summed).map(|(_, logit)| f64::from(logit).exp()).sum();
         out.log_sum_exp.push(sum.ln() as f32);
+        let mut best: Vec<Candidate> =
+            ranks.take(k.max(1)).map(|(id, logit)| Candidate { id: id as u32, logit }).collect();
         let forbidden = (0..vocab).filter(|id| !allowed(*id)).take(k.max(1).saturating_sub(best.len()));
         best.extend(forbidden.map(|id| Candidate { id: id as u32, logit: f32::NEG_INFINITY }));
         out.argmax.push(best[0].id);

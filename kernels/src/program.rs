@@ -3,7 +3,7 @@
 
 use std::fmt::Write as _;
 
-use crate::{Arena, Batch, BatchShape, Cost, DType, Error, KvSpec, Op, Result, Shape, Value};
+use crate::{Arena, Batch, BatchShape, Cost, DType, Error, KvSpec, Op, Recorder, Result, Shape, Value};
 
 /// One operation and its result.
 #[derive(Clone, Debug, PartialEq)]
@@ -56,49 +56,60 @@ impl Program {
         self.node(self.outputs.logits).shape.last()
     }
 
-    /// Checks what every back end relies on: order, element counts, cache layers used once, outputs of the right type.
+    /// Checks what every back end relies on: order, the recorder's shape rules, cache layers used once, outputs of the
+    /// right kind. A rewritten program passes the same rules as a recorded one.
     ///
     /// # Errors
     /// [`Error::Record`] naming the node's path.
     pub fn verify(&self) -> Result<()> {
+        let fail = |i: usize, message: String| {
+            let node = &self.nodes[i];
+            let path = if node.path.is_empty() { format!("%{i}") } else { node.path.clone() };
+            Err(Error::Record { path, message: format!("{}: {message}", node.op.name()) })
+        };
+        let again = Recorder::new(self.shape, self.block_tokens);
         let mut layers = vec![];
         for (i, node) in self.nodes.iter().enumerate() {
-            let fail = |message: String| {
-                let path = if node.path.is_empty() { format!("%{i}") } else { node.path.clone() };
-                Err(Error::Record { path, message: format!("{}: {message}", node.op.name()) })
-            };
             if let Some(v) = node.op.inputs().iter().find(|v| v.index() >= i) {
-                return fail(format!("reads %{} before it is made", v.0));
+                return fail(i, format!("reads %{} before it is made", v.0));
             }
             if node.shape.elements() == 0 {
-                return fail(format!("has no elements: {}", node.shape));
+                return fail(i, format!("has no elements: {}", node.shape));
             }
-            match node.op {
-                Op::Reshape { x, .. } if self.node(x).shape.elements() != node.shape.elements() => {
-                    return fail("changes the number of elements".into());
+            if let Op::Attention { spec, .. } = node.op {
+                if layers.contains(&spec.layer) {
+                    return fail(i, format!("uses cache layer {} a second time", spec.layer));
                 }
-                Op::Attention { spec, .. } if layers.contains(&spec.layer) => {
-                    return fail(format!("uses cache layer {} a second time", spec.layer));
-                }
-                Op::Attention { spec, .. } => layers.push(spec.layer),
-                _ => {}
+                layers.push(spec.layer);
+            }
+            let v = again.replay(node);
+            let (shape, dtype) = (again.shape_of(v), again.dtype(v));
+            if again.is_sound() && (shape, dtype) != (node.shape, node.dtype) {
+                return fail(i, format!("makes {shape} {dtype}, not {} {}", node.shape, node.dtype));
             }
         }
+        again.into_error().map_or(Ok(()), Err)?;
+        self.verify_outputs()
+    }
+
+    fn verify_outputs(&self) -> Result<()> {
         let Outputs { logits, argmax, top, log_sum_exp } = self.outputs;
-        let rows = self.shape.rows;
-        let kinds = [
-            (Some(logits), DType::F32, "logits"),
-            (Some(argmax), DType::U32, "argmax"),
-            (top, DType::Pair, "top"),
-            (Some(log_sum_exp), DType::F32, "log_sum_exp"),
-        ];
-        for (value, dtype, name) in kinds {
-            if let Some(v) = value
-                && self.nodes.get(v.index()).is_none_or(|n| n.dtype != dtype || n.shape.first() != rows)
-            {
-                let message = format!("is not a {dtype} value of {rows} rows");
-                return Err(Error::Record { path: name.into(), message });
-            }
+        let (rows, k) = (self.shape.rows, self.tail.top_k);
+        let is = |v: Value, name: &'static str, kind: fn(&Op, Value) -> bool| match self.nodes.get(v.index()) {
+            Some(node) if kind(&node.op, logits) => Ok(node.shape),
+            _ => Err(Error::Record { path: name.into(), message: format!("%{} is not that of %{}", v.0, logits.0) }),
+        };
+        is(argmax, "argmax", |op, of| matches!(op, Op::Argmax { x } if *x == of))?;
+        is(log_sum_exp, "log_sum_exp", |op, of| matches!(op, Op::LogSumExp { x } if *x == of))?;
+        let best = top.map(|v| is(v, "top", |op, of| matches!(op, Op::TopK { x, .. } if *x == of))).transpose()?;
+        if best.map_or(0, |shape| shape.last()) != k {
+            return Err(Error::Record { path: "top".into(), message: format!("the tail asks for {k} candidates") });
+        }
+        let node = self.node(logits);
+        let masked = matches!(node.op, Op::MaskLogits { .. });
+        if node.dtype != DType::F32 || node.shape.first() != rows || masked != self.tail.masked {
+            let message = format!("%{} is not the {rows} f32 rows that the tail asks for", logits.0);
+            return Err(Error::Record { path: "logits".into(), message });
         }
         Ok(())
     }

@@ -107,8 +107,10 @@ impl Recorder {
     /// `x [tokens, heads, dim]` -> the same, its first `2 * freqs` dimensions rotated by the step's positions.
     pub fn rope(&self, x: Value, spec: RopeSpec) -> Value {
         let shape = self.floats("rope", x);
-        self.rule(shape.rank() == 3, "rope", || format!("x {shape} is not [tokens, heads, dim]"));
+        let fits = shape.rank() == 3 && shape.first() == self.shape.tokens;
+        self.rule(fits, "rope", || format!("x {shape} is not [tokens, heads, dim]"));
         let rotated = 2 * spec.freqs.shape.elements();
+        self.vector("rope", spec.freqs, rotated / 2);
         self.rule(rotated <= shape.last(), "rope", || format!("rotates {rotated} of {} dimensions", shape.last()));
         self.push(Op::Rope { x, spec }, shape, DType::F32)
     }
@@ -187,7 +189,10 @@ impl Recorder {
         }
         if let Some(g) = spec.groups {
             let fits = g.groups > 0 && experts.is_multiple_of(g.groups) && (1..=g.groups).contains(&g.kept);
-            self.rule(fits, "router", || format!("{experts} experts in {} groups, {} kept", g.groups, g.kept));
+            let enough = fits && g.kept * (experts / g.groups) >= spec.top_k;
+            self.rule(enough, "router", || {
+                format!("{} of {experts} experts in {} groups, {} kept", spec.top_k, g.groups, g.kept)
+            });
         }
         self.push(Op::Router { logits, spec }, shape.with_last(spec.top_k), DType::Pair)
     }
@@ -196,10 +201,11 @@ impl Recorder {
     pub fn experts(&self, x: Value, route: Value, spec: ExpertsSpec) -> Value {
         let shape = self.floats("experts", x);
         let (up, down) = (spec.gate_up.shape, spec.down.shape);
-        self.rule(self.dtype(route) == DType::Pair && self.shape_of(route).first() == shape.first(), "experts", || {
-            "route is not one row of pairs a token".into()
-        });
-        let fits = up.rank() == 3
+        let routes = self.shape_of(route);
+        let paired = self.dtype(route) == DType::Pair && routes.rank() == 2 && routes.first() == shape.first();
+        self.rule(paired, "experts", || "route is not one row of pairs a token".into());
+        let fits = shape.rank() == 2
+            && up.rank() == 3
             && down.rank() == 3
             && up.first() == down.first()
             && up.last() == shape.last()
@@ -238,8 +244,11 @@ impl Recorder {
     /// Another view of the same elements.
     pub fn reshape(&self, x: Value, shape: impl Into<Shape>) -> Value {
         let (from, shape) = (self.shape_of(x), shape.into());
-        self.rule(from.elements() == shape.elements(), "reshape", || format!("{from} has other elements than {shape}"));
+        let fits = shape.rank() > 0 && from.elements() == shape.elements();
+        self.rule(fits, "reshape", || format!("{from} has other elements than {shape}"));
         let dtype = self.dtype(x);
+        // A broken rule must not break the next one: no later operation expects a scalar.
+        let shape = if shape.rank() == 0 { from } else { shape };
         self.push(Op::Reshape { x, shape }, shape, dtype)
     }
 
@@ -254,18 +263,11 @@ impl Recorder {
     /// # Errors
     /// The first shape rule that was broken, with its layer path.
     pub fn finish(self, logits: Value, tail: Tail) -> Result<Program> {
-        let shape = self.floats("logits", logits);
-        let rows = self.shape.rows;
-        self.rule(shape.rank() == 2 && shape.first() == rows, "logits", || format!("{shape} is not [rows, vocab]"));
-        self.rule(tail.top_k <= shape.last(), "top_k", || format!("{} of {} tokens", tail.top_k, shape.last()));
-        let logits = match tail.masked {
-            true => self.push(Op::MaskLogits { x: logits }, shape, DType::F32),
-            false => logits,
-        };
-        let argmax = self.push(Op::Argmax { x: logits }, [rows].into(), DType::U32);
-        let top = (tail.top_k > 0)
-            .then(|| self.push(Op::TopK { x: logits, k: tail.top_k }, [rows, tail.top_k].into(), DType::Pair));
-        let log_sum_exp = self.push(Op::LogSumExp { x: logits }, [rows].into(), DType::F32);
+        self.logits("logits", logits);
+        let logits = if tail.masked { self.mask_logits(logits) } else { logits };
+        let argmax = self.argmax(logits);
+        let top = (tail.top_k > 0).then(|| self.top_k(logits, tail.top_k));
+        let log_sum_exp = self.log_sum_exp(logits);
         let outputs = Outputs { logits, argmax, top, log_sum_exp };
         let Inner { nodes, error, .. } = self.inner.into_inner();
         if let Some(error) = error {
@@ -276,6 +278,75 @@ impl Recorder {
         Ok(program)
     }
 
+    /// No rule was broken yet.
+    pub(crate) fn is_sound(&self) -> bool {
+        self.inner.borrow().error.is_none()
+    }
+
+    /// The first broken rule.
+    pub(crate) fn into_error(self) -> Option<Error> {
+        self.inner.into_inner().error
+    }
+
+    /// Records the operation of another program's node, whose values have the same numbers. So a rewritten program
+    /// answers to the same rules as a recorded one.
+    pub(crate) fn replay(&self, node: &Node) -> Value {
+        self.inner.borrow_mut().path = if node.path.is_empty() { vec![] } else { vec![node.path.clone()] };
+        match node.op.clone() {
+            Op::Tokens => self.tokens(),
+            Op::Embed { ids, table } => self.embed(ids, table),
+            Op::Linear { x, w, bias } => self.linear_bias(x, w, bias),
+            Op::RmsNorm { x, gain, offset, eps } => self.rms_norm(x, gain, offset, eps),
+            Op::LayerNorm { x, gain, bias, eps } => self.layer_norm(x, gain, bias, eps),
+            Op::Rope { x, spec } => self.rope(x, spec),
+            Op::Attention { q, k, v, spec } => self.attention(q, k, v, spec),
+            Op::GatedAct { gate, up: Some(up), act } => self.gated_act(gate, up, act),
+            Op::GatedAct { gate, up: None, act } => self.act(gate, act),
+            Op::Add { a, b } => self.add(a, b),
+            Op::Mul { a, b } => self.mul(a, b),
+            Op::Scale { x, by } => self.scale(x, by),
+            Op::Softcap { x, cap } => self.softcap(x, cap),
+            Op::Router { logits, spec } => self.router(logits, spec),
+            Op::Experts { x, route, spec } => self.experts(x, route, spec),
+            Op::SelectRows { x } => self.select_rows(x),
+            Op::Cast { x, to } => self.cast(x, to),
+            Op::Narrow { x, start, len } => self.narrow(x, start, len),
+            Op::Reshape { x, shape } => self.reshape(x, shape),
+            Op::AllReduce { x } => self.all_reduce(x),
+            Op::MaskLogits { x } => self.mask_logits(x),
+            Op::Argmax { x } => self.argmax(x),
+            Op::TopK { x, k } => self.top_k(x, k),
+            Op::LogSumExp { x } => self.log_sum_exp(x),
+        }
+    }
+
+    fn mask_logits(&self, x: Value) -> Value {
+        let shape = self.logits("mask_logits", x);
+        self.push(Op::MaskLogits { x }, shape, DType::F32)
+    }
+
+    fn argmax(&self, x: Value) -> Value {
+        let rows = self.logits("argmax", x).first();
+        self.push(Op::Argmax { x }, [rows].into(), DType::U32)
+    }
+
+    fn top_k(&self, x: Value, k: usize) -> Value {
+        let shape = self.logits("top_k", x);
+        self.rule((1..=shape.last()).contains(&k), "top_k", || format!("{k} of {} tokens", shape.last()));
+        self.push(Op::TopK { x, k }, [shape.first(), k].into(), DType::Pair)
+    }
+
+    fn log_sum_exp(&self, x: Value) -> Value {
+        let rows = self.logits("log_sum_exp", x).first();
+        self.push(Op::LogSumExp { x }, [rows].into(), DType::F32)
+    }
+
+    fn logits(&self, op: &str, x: Value) -> Shape {
+        let (shape, rows) = (self.floats(op, x), self.shape.rows);
+        self.rule(shape.rank() == 2 && shape.first() == rows, op, || format!("{shape} is not [rows, vocab]"));
+        shape
+    }
+
     fn push(&self, op: Op, shape: Shape, dtype: DType) -> Value {
         let mut inner = self.inner.borrow_mut();
         let path = inner.path.join(".");
@@ -283,7 +354,7 @@ impl Recorder {
         Value(inner.nodes.len() as u32 - 1)
     }
 
-    fn dtype(&self, v: Value) -> DType {
+    pub(crate) fn dtype(&self, v: Value) -> DType {
         self.inner.borrow().nodes[v.index()].dtype
     }
 

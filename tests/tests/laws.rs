@@ -90,7 +90,7 @@ fn padded_is_unpadded() {
                 blocks: s.blocks + by,
                 rows: s.rows + by,
             };
-            let mut run = |by: usize| {
+            let run = |by: usize| {
                 let mut runner = Runner::new(device, model, BLOCKS);
                 let mut random = Random::new(9);
                 let mut pages = Pages::new(runner.block_tokens, BLOCKS, &mut random);
