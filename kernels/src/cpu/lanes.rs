@@ -1,0 +1,447 @@
+//! Owns one vector type: sixteen f32 lanes, as one AVX-512 register, two AVX2 registers, or a plain array that the
+//! compiler vectorises for whatever it builds for. Kernels other than matrix products are written once over [`Lanes`] and entered
+//! through [`run`], which picks the path. Knows no operation.
+//!
+//! The paths agree to rounding, not to the bit (the plain array may lack fused multiply-add); one machine uses one path.
+
+use std::fmt::Debug;
+
+/// Lanes of a vector.
+pub(crate) const LANES: usize = 16;
+
+/// Which vector type kernels run with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Vectors {
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    Portable,
+}
+
+/// A kernel with its arguments. `run` must be `#[inline(always)]`, so that it is compiled for the chosen path.
+pub(crate) trait Kernel {
+    type Output;
+    fn run<L: Lanes>(self) -> Self::Output;
+}
+
+/// Runs `kernel` on `vectors`.
+pub(crate) fn run<K: Kernel>(vectors: Vectors, kernel: K) -> K::Output {
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2,fma,f16c")]
+    fn avx512<K: Kernel>(kernel: K) -> K::Output {
+        kernel.run::<Avx512>()
+    }
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn avx2<K: Kernel>(kernel: K) -> K::Output {
+        kernel.run::<Avx2>()
+    }
+    match vectors {
+        // SAFETY: `Vectors` of this machine come from `Isa`, which has checked the features.
+        #[cfg(target_arch = "x86_64")]
+        Vectors::Avx512 => unsafe { avx512(kernel) },
+        // SAFETY: as above.
+        #[cfg(target_arch = "x86_64")]
+        Vectors::Avx2 => unsafe { avx2(kernel) },
+        Vectors::Portable => kernel.run::<Portable>(),
+    }
+}
+
+/// Sixteen f32 lanes. Used only inside [`Kernel::run`], which is what makes its methods safe to call.
+pub(crate) trait Lanes: Copy + Debug {
+    /// Rows of a tile of accumulators four vectors wide that leaves registers for its operands.
+    const TILE_ROWS: usize;
+
+    fn splat(x: f32) -> Self;
+    /// # Safety
+    /// Sixteen readable values at `p`.
+    unsafe fn load(p: *const f32) -> Self;
+    /// # Safety
+    /// Sixteen writable values at `p`.
+    unsafe fn store(self, p: *mut f32);
+    /// Thirty-two bf16 values: the sixteen of even place and the sixteen of odd place.
+    ///
+    /// # Safety
+    /// Sixteen readable words at `p`.
+    unsafe fn load_bf16_pairs(p: *const u32) -> (Self, Self);
+    fn add(self, other: Self) -> Self;
+    fn sub(self, other: Self) -> Self;
+    fn mul(self, other: Self) -> Self;
+    fn div(self, other: Self) -> Self;
+    /// `self * by + plus`
+    fn fma(self, by: Self, plus: Self) -> Self;
+    /// The larger; `other` where either is NaN.
+    fn max(self, other: Self) -> Self;
+    /// The smaller; `other` where either is NaN.
+    fn min(self, other: Self) -> Self;
+    /// To the nearest integer, ties to even. Of use below 2^22 only.
+    fn round(self) -> Self;
+    /// `self * 2^n` for whole `n` between -160 and 160.
+    fn scale_by_power(self, n: Self) -> Self;
+    /// Bit set where `self > other`.
+    fn above(self, other: Self) -> u16;
+    /// `self` where the bit is set, `other` elsewhere.
+    fn keep(self, bits: u16, other: Self) -> Self;
+    /// Lane 0 and lane 1 exchanged, 2 and 3, and so on.
+    fn swap_pairs(self) -> Self;
+    fn to_array(self) -> [f32; LANES];
+
+    /// Up to sixteen values; the lanes beyond are 0.
+    #[inline(always)]
+    fn load_part(x: &[f32]) -> Self {
+        if x.len() >= LANES {
+            // SAFETY: long enough.
+            return unsafe { Self::load(x.as_ptr()) };
+        }
+        let mut whole = [0.0; LANES];
+        whole[..x.len()].copy_from_slice(x);
+        // SAFETY: an array of sixteen.
+        unsafe { Self::load(whole.as_ptr()) }
+    }
+
+    /// As many lanes as `out` holds, at most sixteen.
+    #[inline(always)]
+    fn store_part(self, out: &mut [f32]) {
+        if out.len() >= LANES {
+            // SAFETY: long enough.
+            return unsafe { self.store(out.as_mut_ptr()) };
+        }
+        let len = out.len();
+        out.copy_from_slice(&self.to_array()[..len]);
+    }
+
+    /// Sum of all lanes, halves onto halves: one fixed order on every path.
+    #[inline(always)]
+    fn sum(self) -> f32 {
+        let mut a = self.to_array();
+        for width in [8, 4, 2, 1] {
+            for i in 0..width {
+                a[i] += a[i + width];
+            }
+        }
+        a[0]
+    }
+
+    #[inline(always)]
+    fn largest(self) -> f32 {
+        let mut a = self.to_array();
+        for width in [8, 4, 2, 1] {
+            for i in 0..width {
+                a[i] = if a[i] > a[i + width] { a[i] } else { a[i + width] };
+            }
+        }
+        a[0]
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+pub(crate) use x86::{Avx2, Avx512};
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use std::arch::x86_64::*;
+
+    use super::{LANES, Lanes};
+
+    #[derive(Clone, Copy, Debug)]
+    pub(crate) struct Avx512(__m512);
+
+    // SAFETY of every block below: see `Lanes`; entered only through `run`, on a machine that has the features.
+    impl Lanes for Avx512 {
+        const TILE_ROWS: usize = 6;
+
+        #[inline(always)]
+        fn splat(x: f32) -> Self {
+            Self(unsafe { _mm512_set1_ps(x) })
+        }
+        #[inline(always)]
+        unsafe fn load(p: *const f32) -> Self {
+            Self(unsafe { _mm512_loadu_ps(p) })
+        }
+        #[inline(always)]
+        unsafe fn store(self, p: *mut f32) {
+            unsafe { _mm512_storeu_ps(p, self.0) }
+        }
+        #[inline(always)]
+        unsafe fn load_bf16_pairs(p: *const u32) -> (Self, Self) {
+            unsafe {
+                let both = _mm512_loadu_si512(p.cast());
+                let odd = _mm512_and_si512(both, _mm512_set1_epi32(0xffff_0000_u32 as i32));
+                (Self(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(both))), Self(_mm512_castsi512_ps(odd)))
+            }
+        }
+        #[inline(always)]
+        fn add(self, other: Self) -> Self {
+            Self(unsafe { _mm512_add_ps(self.0, other.0) })
+        }
+        #[inline(always)]
+        fn sub(self, other: Self) -> Self {
+            Self(unsafe { _mm512_sub_ps(self.0, other.0) })
+        }
+        #[inline(always)]
+        fn mul(self, other: Self) -> Self {
+            Self(unsafe { _mm512_mul_ps(self.0, other.0) })
+        }
+        #[inline(always)]
+        fn div(self, other: Self) -> Self {
+            Self(unsafe { _mm512_div_ps(self.0, other.0) })
+        }
+        #[inline(always)]
+        fn fma(self, by: Self, plus: Self) -> Self {
+            Self(unsafe { _mm512_fmadd_ps(self.0, by.0, plus.0) })
+        }
+        #[inline(always)]
+        fn max(self, other: Self) -> Self {
+            Self(unsafe { _mm512_max_ps(self.0, other.0) })
+        }
+        #[inline(always)]
+        fn min(self, other: Self) -> Self {
+            Self(unsafe { _mm512_min_ps(self.0, other.0) })
+        }
+        #[inline(always)]
+        fn round(self) -> Self {
+            Self(unsafe { _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(self.0) })
+        }
+        #[inline(always)]
+        fn scale_by_power(self, n: Self) -> Self {
+            Self(unsafe { _mm512_scalef_ps(self.0, n.0) })
+        }
+        #[inline(always)]
+        fn above(self, other: Self) -> u16 {
+            unsafe { _mm512_cmp_ps_mask::<_CMP_GT_OQ>(self.0, other.0) }
+        }
+        #[inline(always)]
+        fn swap_pairs(self) -> Self {
+            Self(unsafe { _mm512_permute_ps::<0b10_11_00_01>(self.0) })
+        }
+        #[inline(always)]
+        fn largest(self) -> f32 {
+            unsafe { _mm512_reduce_max_ps(self.0) }
+        }
+        #[inline(always)]
+        fn keep(self, bits: u16, other: Self) -> Self {
+            Self(unsafe { _mm512_mask_blend_ps(bits, other.0, self.0) })
+        }
+        #[inline(always)]
+        fn to_array(self) -> [f32; LANES] {
+            let mut out = [0.0; LANES];
+            unsafe { self.store(out.as_mut_ptr()) };
+            out
+        }
+    }
+
+    #[derive(Clone, Copy, Debug)]
+    pub(crate) struct Avx2(__m256, __m256);
+
+    // SAFETY of every block below: as for `Avx512`.
+    impl Lanes for Avx2 {
+        const TILE_ROWS: usize = 1;
+
+        #[inline(always)]
+        fn splat(x: f32) -> Self {
+            let v = unsafe { _mm256_set1_ps(x) };
+            Self(v, v)
+        }
+        #[inline(always)]
+        unsafe fn load(p: *const f32) -> Self {
+            unsafe { Self(_mm256_loadu_ps(p), _mm256_loadu_ps(p.add(8))) }
+        }
+        #[inline(always)]
+        unsafe fn store(self, p: *mut f32) {
+            unsafe {
+                _mm256_storeu_ps(p, self.0);
+                _mm256_storeu_ps(p.add(8), self.1);
+            }
+        }
+        #[inline(always)]
+        unsafe fn load_bf16_pairs(p: *const u32) -> (Self, Self) {
+            unsafe {
+                let (a, b) = (_mm256_loadu_si256(p.cast()), _mm256_loadu_si256(p.add(8).cast()));
+                let high = _mm256_set1_epi32(0xffff_0000_u32 as i32);
+                let even = |x| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(x));
+                let odd = |x| _mm256_castsi256_ps(_mm256_and_si256(x, high));
+                (Self(even(a), even(b)), Self(odd(a), odd(b)))
+            }
+        }
+        #[inline(always)]
+        fn add(self, other: Self) -> Self {
+            unsafe { Self(_mm256_add_ps(self.0, other.0), _mm256_add_ps(self.1, other.1)) }
+        }
+        #[inline(always)]
+        fn sub(self, other: Self) -> Self {
+            unsafe { Self(_mm256_sub_ps(self.0, other.0), _mm256_sub_ps(self.1, other.1)) }
+        }
+        #[inline(always)]
+        fn mul(self, other: Self) -> Self {
+            unsafe { Self(_mm256_mul_ps(self.0, other.0), _mm256_mul_ps(self.1, other.1)) }
+        }
+        #[inline(always)]
+        fn div(self, other: Self) -> Self {
+            unsafe { Self(_mm256_div_ps(self.0, other.0), _mm256_div_ps(self.1, other.1)) }
+        }
+        #[inline(always)]
+        fn fma(self, by: Self, plus: Self) -> Self {
+            unsafe { Self(_mm256_fmadd_ps(self.0, by.0, plus.0), _mm256_fmadd_ps(self.1, by.1, plus.1)) }
+        }
+        #[inline(always)]
+        fn max(self, other: Self) -> Self {
+            unsafe { Self(_mm256_max_ps(self.0, other.0), _mm256_max_ps(self.1, other.1)) }
+        }
+        #[inline(always)]
+        fn min(self, other: Self) -> Self {
+            unsafe { Self(_mm256_min_ps(self.0, other.0), _mm256_min_ps(self.1, other.1)) }
+        }
+        #[inline(always)]
+        fn round(self) -> Self {
+            const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+            unsafe { Self(_mm256_round_ps::<NEAREST>(self.0), _mm256_round_ps::<NEAREST>(self.1)) }
+        }
+        #[inline(always)]
+        fn scale_by_power(self, n: Self) -> Self {
+            unsafe {
+                // In two steps, so that results beyond the normal range round and overflow as they should.
+                let power = |n: __m256i| {
+                    _mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_add_epi32(n, _mm256_set1_epi32(127))))
+                };
+                let scale = |x: __m256, n: __m256| {
+                    let n = _mm256_cvtps_epi32(n);
+                    let half = _mm256_srai_epi32::<1>(n);
+                    _mm256_mul_ps(_mm256_mul_ps(x, power(half)), power(_mm256_sub_epi32(n, half)))
+                };
+                Self(scale(self.0, n.0), scale(self.1, n.1))
+            }
+        }
+        #[inline(always)]
+        fn above(self, other: Self) -> u16 {
+            unsafe {
+                let low = _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_GT_OQ>(self.0, other.0));
+                let high = _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_GT_OQ>(self.1, other.1));
+                (low | high << 8) as u16
+            }
+        }
+        #[inline(always)]
+        fn swap_pairs(self) -> Self {
+            const SWAP: i32 = 0b10_11_00_01;
+            unsafe { Self(_mm256_permute_ps::<SWAP>(self.0), _mm256_permute_ps::<SWAP>(self.1)) }
+        }
+        #[inline(always)]
+        fn keep(self, bits: u16, other: Self) -> Self {
+            unsafe {
+                let places = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+                let mask = |bits: u16| {
+                    let set = _mm256_and_si256(_mm256_set1_epi32(i32::from(bits)), places);
+                    _mm256_castsi256_ps(_mm256_cmpeq_epi32(set, places))
+                };
+                let (low, high) = (mask(bits & 255), mask(bits >> 8));
+                Self(_mm256_blendv_ps(other.0, self.0, low), _mm256_blendv_ps(other.1, self.1, high))
+            }
+        }
+        #[inline(always)]
+        fn to_array(self) -> [f32; LANES] {
+            let mut out = [0.0; LANES];
+            unsafe { self.store(out.as_mut_ptr()) };
+            out
+        }
+    }
+}
+
+/// Plain Rust; the compiler vectorises the loops with what the build's target has.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Portable([f32; LANES]);
+
+impl Portable {
+    #[inline(always)]
+    fn zip(self, other: Self, f: impl Fn(f32, f32) -> f32) -> Self {
+        Self(std::array::from_fn(|i| f(self.0[i], other.0[i])))
+    }
+}
+
+impl Lanes for Portable {
+    const TILE_ROWS: usize = 1;
+
+    #[inline(always)]
+    fn splat(x: f32) -> Self {
+        Self([x; LANES])
+    }
+    #[inline(always)]
+    unsafe fn load(p: *const f32) -> Self {
+        // SAFETY: the caller's.
+        Self(unsafe { p.cast::<[f32; LANES]>().read_unaligned() })
+    }
+    #[inline(always)]
+    unsafe fn store(self, p: *mut f32) {
+        // SAFETY: the caller's.
+        unsafe { p.cast::<[f32; LANES]>().write_unaligned(self.0) }
+    }
+    #[inline(always)]
+    unsafe fn load_bf16_pairs(p: *const u32) -> (Self, Self) {
+        // SAFETY: the caller's.
+        let both = unsafe { p.cast::<[u32; LANES]>().read_unaligned() };
+        (Self(both.map(|x| f32::from_bits(x << 16))), Self(both.map(|x| f32::from_bits(x & 0xffff_0000))))
+    }
+    #[inline(always)]
+    fn add(self, other: Self) -> Self {
+        self.zip(other, |a, b| a + b)
+    }
+    #[inline(always)]
+    fn sub(self, other: Self) -> Self {
+        self.zip(other, |a, b| a - b)
+    }
+    #[inline(always)]
+    fn mul(self, other: Self) -> Self {
+        self.zip(other, |a, b| a * b)
+    }
+    #[inline(always)]
+    fn div(self, other: Self) -> Self {
+        self.zip(other, |a, b| a / b)
+    }
+    #[inline(always)]
+    fn fma(self, by: Self, plus: Self) -> Self {
+        // Without the instruction, `mul_add` is a call into the C library.
+        const FUSED: bool = cfg!(any(target_feature = "fma", target_arch = "aarch64"));
+        Self(std::array::from_fn(|i| match FUSED {
+            true => self.0[i].mul_add(by.0[i], plus.0[i]),
+            false => self.0[i] * by.0[i] + plus.0[i],
+        }))
+    }
+    #[inline(always)]
+    fn max(self, other: Self) -> Self {
+        self.zip(other, |a, b| if a > b { a } else { b })
+    }
+    #[inline(always)]
+    fn min(self, other: Self) -> Self {
+        self.zip(other, |a, b| if a < b { a } else { b })
+    }
+    #[inline(always)]
+    fn round(self) -> Self {
+        // Adding 1.5 * 2^23 leaves no bits below the point.
+        const SHIFT: f32 = 12_582_912.0;
+        Self(self.0.map(|x| (x + SHIFT) - SHIFT))
+    }
+    #[inline(always)]
+    fn scale_by_power(self, n: Self) -> Self {
+        self.zip(n, |x, n| {
+            let power = |n: i32| f32::from_bits(((n + 127) as u32) << 23);
+            let n = n as i32;
+            let half = n >> 1;
+            x * power(half) * power(n - half)
+        })
+    }
+    #[inline(always)]
+    fn above(self, other: Self) -> u16 {
+        (0..LANES).fold(0, |bits, i| bits | u16::from(self.0[i] > other.0[i]) << i)
+    }
+    #[inline(always)]
+    fn swap_pairs(self) -> Self {
+        Self(std::array::from_fn(|i| self.0[i ^ 1]))
+    }
+    #[inline(always)]
+    fn keep(self, bits: u16, other: Self) -> Self {
+        Self(std::array::from_fn(|i| if bits >> i & 1 == 1 { self.0[i] } else { other.0[i] }))
+    }
+    #[inline(always)]
+    fn to_array(self) -> [f32; LANES] {
+        self.0
+    }
+}

@@ -1,0 +1,358 @@
+//! Owns the compile step: a program to a list of steps with offsets into one arena. Runs nothing.
+//!
+//! Three things are changed on the way, none of which changes a value: linears that read the same value stand together
+//! and share its packed rows and one job of the pool; a sum that is normalised next is made in the norm's pass; reshapes
+//! are gone. Floats are f32 in the arena whatever their type is (a cast rounds them).
+
+use super::attention::Form;
+use super::rowwise::Map;
+use crate::{Arena, DType, Error, Op, Program, Result, RopeSpec, RouterSpec, Value, Weight};
+
+/// Where a value lies: byte offset into the arena, and how many elements it has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Span {
+    pub(crate) offset: usize,
+    pub(crate) len: usize,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Part {
+    pub(crate) w: Weight,
+    pub(crate) bias: Option<Weight>,
+    pub(crate) out: Span,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct NormStep {
+    pub(crate) x: Span,
+    /// The other summand, and where the sum goes.
+    pub(crate) plus: Option<(Span, Span)>,
+    pub(crate) n: usize,
+    pub(crate) centred: bool,
+    pub(crate) gain: Option<Weight>,
+    pub(crate) offset: f32,
+    pub(crate) bias: Option<Weight>,
+    pub(crate) eps: f32,
+    pub(crate) out: Span,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct AttentionStep {
+    pub(crate) q: Span,
+    pub(crate) k: Span,
+    pub(crate) v: Span,
+    pub(crate) out: Span,
+    /// Index into [`Schedule::forms`].
+    pub(crate) form: usize,
+    pub(crate) layer: usize,
+    pub(crate) sinks: Option<Weight>,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) enum Step {
+    Tokens {
+        out: Span,
+    },
+    Embed {
+        ids: Span,
+        table: Weight,
+        out: Span,
+    },
+    Linears {
+        x: Span,
+        m: usize,
+        parts: Vec<Part>,
+    },
+    Norm(NormStep),
+    /// `rotation`: index into [`Schedule::rotations`].
+    Rope {
+        x: Span,
+        heads: usize,
+        dim: usize,
+        rotation: usize,
+        out: Span,
+    },
+    Attention(AttentionStep),
+    Map {
+        f: Map,
+        a: Span,
+        b: Option<Span>,
+        n: usize,
+        out: Span,
+    },
+    Router {
+        logits: Span,
+        experts: usize,
+        spec: RouterSpec,
+        out: Span,
+    },
+    Experts {
+        x: Span,
+        route: Span,
+        tokens: usize,
+        spec: crate::ExpertsSpec,
+        out: Span,
+    },
+    SelectRows {
+        x: Span,
+        n: usize,
+        out: Span,
+    },
+    Narrow {
+        x: Span,
+        n: usize,
+        start: usize,
+        len: usize,
+        out: Span,
+    },
+    Copy {
+        x: Span,
+        out: Span,
+    },
+    Mask {
+        x: Span,
+        n: usize,
+        out: Span,
+    },
+    Argmax {
+        x: Span,
+        n: usize,
+        out: Span,
+    },
+    TopK {
+        x: Span,
+        n: usize,
+        k: usize,
+        out: Span,
+    },
+    LogSumExp {
+        x: Span,
+        n: usize,
+        out: Span,
+    },
+}
+
+/// A program ready to run.
+#[derive(Clone, Debug)]
+pub(crate) struct Schedule {
+    pub(crate) steps: Vec<Step>,
+    pub(crate) arena_bytes: usize,
+    /// The different attentions; layers that agree share a plan.
+    pub(crate) forms: Vec<Form>,
+    pub(crate) rotations: Vec<RopeSpec>,
+    /// Where each value of the program lies.
+    pub(crate) spans: Vec<Span>,
+}
+
+impl Schedule {
+    /// With `keep`, no value's memory is used again, so that all can be read after a run.
+    ///
+    /// # Errors
+    /// What the kernels do not do.
+    pub(crate) fn make(program: &Program, keep: bool) -> Result<Self> {
+        let (ordered, place) = ordered(program);
+        let (offsets, arena_bytes) = if keep { apart(&ordered) } else { planned(&ordered) };
+        let span = |v: Value| Span { offset: offsets[v.index()], len: ordered.node(v).shape.elements() };
+        let mut made = Self { steps: vec![], arena_bytes, forms: vec![], rotations: vec![], spans: vec![] };
+        for i in 0..ordered.nodes.len() {
+            made.add(&ordered, Value(i as u32), &span)?;
+        }
+        made.spans = place.iter().map(|v| span(*v)).collect();
+        Ok(made)
+    }
+
+    fn add(&mut self, program: &Program, value: Value, span: &impl Fn(Value) -> Span) -> Result<()> {
+        let node = program.node(value);
+        let (out, shape) = (span(value), node.shape);
+        let width = |v: Value| program.node(v).shape.last();
+        let step = match node.op {
+            Op::Reshape { .. } => return Ok(()),
+            Op::Tokens => Step::Tokens { out },
+            Op::Embed { ids, table } => Step::Embed { ids: span(ids), table, out },
+            Op::Linear { x, w, bias } => {
+                let (x, part) = (span(x), Part { w, bias, out });
+                if let Some(Step::Linears { x: last, parts, .. }) = self.steps.last_mut()
+                    && *last == x
+                    && parts.iter().all(|p| disjoint(p.out, out))
+                {
+                    parts.push(part);
+                    return Ok(());
+                }
+                Step::Linears { x, m: x.len / w.shape.last(), parts: vec![part] }
+            }
+            Op::RmsNorm { x, gain, offset, eps } => {
+                let n = shape.last();
+                self.norm(NormStep { x: span(x), plus: None, n, centred: false, gain, offset, bias: None, eps, out })
+            }
+            Op::LayerNorm { x, gain, bias, eps } => {
+                let n = shape.last();
+                self.norm(NormStep { x: span(x), plus: None, n, centred: true, gain, offset: 0.0, bias, eps, out })
+            }
+            Op::Rope { x, spec } => {
+                let rotation = position(&mut self.rotations, spec);
+                Step::Rope { x: span(x), heads: shape.dims()[1], dim: shape.last(), rotation, out }
+            }
+            Op::Attention { q, k, v, spec } => {
+                let [_, kv_heads, dim] = *program.node(k).shape.dims() else {
+                    return Err(unsupported("attention with keys that are not [tokens, heads, dim]"));
+                };
+                let (heads, v_dim) = (shape.dims()[1], shape.last());
+                let (scale, window, softcap) = (spec.scale, spec.window, spec.softcap);
+                let form = Form { heads, kv_heads, dim, v_dim, scale, window, softcap };
+                let form = position(&mut self.forms, form);
+                let (layer, sinks) = (spec.layer, spec.sinks);
+                Step::Attention(AttentionStep { q: span(q), k: span(k), v: span(v), out, form, layer, sinks })
+            }
+            Op::GatedAct { gate, up, act } => {
+                Step::Map { f: Map::Act(act), a: span(gate), b: up.map(span), n: shape.last(), out }
+            }
+            Op::Add { a, b } => Step::Map { f: Map::Add, a: span(a), b: Some(span(b)), n: shape.last(), out },
+            Op::Mul { a, b } => Step::Map { f: Map::Mul, a: span(a), b: Some(span(b)), n: shape.last(), out },
+            Op::Scale { x, by } => Step::Map { f: Map::Scale(by), a: span(x), b: None, n: shape.last(), out },
+            Op::Softcap { x, cap } => Step::Map { f: Map::Softcap(cap), a: span(x), b: None, n: shape.last(), out },
+            Op::Cast { x, to } => Step::Map { f: Map::Round(to), a: span(x), b: None, n: shape.last(), out },
+            Op::Router { logits, spec } => {
+                let experts = width(logits);
+                let open = spec.groups.map_or(experts, |g| experts / g.groups * g.kept);
+                if open < spec.top_k {
+                    return Err(unsupported(&format!("a router that chooses {} of {open} experts", spec.top_k)));
+                }
+                Step::Router { logits: span(logits), experts, spec, out }
+            }
+            Op::Experts { x, route, spec } => {
+                Step::Experts { x: span(x), route: span(route), tokens: shape.first(), spec, out }
+            }
+            Op::SelectRows { x } => Step::SelectRows { x: span(x), n: shape.elements() / shape.first(), out },
+            Op::Narrow { x, start, len } => Step::Narrow { x: span(x), n: width(x), start, len, out },
+            Op::AllReduce { x } => Step::Copy { x: span(x), out },
+            Op::MaskLogits { x } => Step::Mask { x: span(x), n: shape.last(), out },
+            Op::Argmax { x } => Step::Argmax { x: span(x), n: width(x), out },
+            Op::TopK { x, k } => Step::TopK { x: span(x), n: width(x), k, out },
+            Op::LogSumExp { x } => Step::LogSumExp { x: span(x), n: width(x), out },
+        };
+        self.steps.push(step);
+        Ok(())
+    }
+
+    /// A norm, which takes the sum that was made just before into its own pass.
+    fn norm(&mut self, mut norm: NormStep) -> Step {
+        if let Some(Step::Map { f: Map::Add, a, b: Some(b), n, out }) = self.steps.last()
+            && (*out, *n) == (norm.x, norm.n)
+            && a.len == b.len
+            // Summands that end here may lie where the norm's result begins.
+            && disjoint(*a, norm.out)
+            && disjoint(*b, norm.out)
+        {
+            (norm.x, norm.plus) = (*a, Some((*b, *out)));
+            self.steps.pop();
+        }
+        Step::Norm(norm)
+    }
+}
+
+/// The program with every linear moved up to the first that reads the same value, floats all f32; and where each value
+/// of the given program is in it.
+fn ordered(program: &Program) -> (Program, Vec<Value>) {
+    // Linears that share their input are never far apart.
+    const REACH: usize = 24;
+    let count = program.nodes.len();
+    let mut order = Vec::with_capacity(count);
+    let mut taken = vec![false; count];
+    for i in 0..count {
+        if taken[i] {
+            continue;
+        }
+        taken[i] = true;
+        order.push(i);
+        if let Op::Linear { x, .. } = program.nodes[i].op {
+            for (j, node) in program.nodes.iter().enumerate().skip(i + 1).take(REACH) {
+                if !taken[j] && matches!(node.op, Op::Linear { x: other, .. } if other == x) {
+                    taken[j] = true;
+                    order.push(j);
+                }
+            }
+        }
+    }
+    let mut place = vec![Value(0); count];
+    order.iter().enumerate().for_each(|(to, from)| place[*from] = Value(to as u32));
+    let nodes = order.iter().map(|i| {
+        let mut node = program.nodes[*i].clone();
+        node.op = moved(node.op, &place);
+        node.dtype = if node.dtype.is_float() { DType::F32 } else { node.dtype };
+        node
+    });
+    let at = |v: Value| place[v.index()];
+    let mut outputs = program.outputs;
+    outputs.logits = at(outputs.logits);
+    outputs.argmax = at(outputs.argmax);
+    outputs.top = outputs.top.map(at);
+    outputs.log_sum_exp = at(outputs.log_sum_exp);
+    (Program { nodes: nodes.collect(), outputs, ..*program }, place)
+}
+
+/// `op` with its inputs at their new places.
+fn moved(mut op: Op, place: &[Value]) -> Op {
+    let at = |v: &mut Value| *v = place[v.index()];
+    match &mut op {
+        Op::Tokens => {}
+        Op::Embed { ids, .. } => at(ids),
+        Op::Linear { x, .. }
+        | Op::RmsNorm { x, .. }
+        | Op::LayerNorm { x, .. }
+        | Op::Rope { x, .. }
+        | Op::Scale { x, .. }
+        | Op::Softcap { x, .. }
+        | Op::SelectRows { x }
+        | Op::Cast { x, .. }
+        | Op::Narrow { x, .. }
+        | Op::Reshape { x, .. }
+        | Op::AllReduce { x }
+        | Op::MaskLogits { x }
+        | Op::Argmax { x }
+        | Op::TopK { x, .. }
+        | Op::LogSumExp { x } => at(x),
+        Op::Attention { q, k, v, .. } => [q, k, v].into_iter().for_each(at),
+        Op::GatedAct { gate, up, .. } => std::iter::once(gate).chain(up).for_each(at),
+        Op::Add { a, b } | Op::Mul { a, b } => [a, b].into_iter().for_each(at),
+        Op::Router { logits, .. } => at(logits),
+        Op::Experts { x, route, .. } => [x, route].into_iter().for_each(at),
+    }
+    op
+}
+
+fn planned(program: &Program) -> (Vec<usize>, usize) {
+    let Arena { offsets, peak_bytes } = program.arena();
+    (offsets, peak_bytes)
+}
+
+/// Every value in memory of its own.
+fn apart(program: &Program) -> (Vec<usize>, usize) {
+    let (mut offsets, mut end) = (vec![], 0);
+    for node in &program.nodes {
+        if let Op::Reshape { x, .. } = node.op {
+            offsets.push(offsets[x.index()]);
+            continue;
+        }
+        offsets.push(end);
+        end += (node.shape.elements() * node.dtype.bytes()).next_multiple_of(Arena::ALIGN);
+    }
+    (offsets, end)
+}
+
+/// True when two float values share no byte: a result that nobody reads may lie where the next one does.
+fn disjoint(a: Span, b: Span) -> bool {
+    let size = size_of::<f32>();
+    a.offset + a.len * size <= b.offset || b.offset + b.len * size <= a.offset
+}
+
+/// Place of `x` in `all`, where it is put if it is new.
+fn position<T: PartialEq>(all: &mut Vec<T>, x: T) -> usize {
+    all.iter().position(|y| *y == x).unwrap_or_else(|| {
+        all.push(x);
+        all.len() - 1
+    })
+}
+
+fn unsupported(what: &str) -> Error {
+    Error::Unsupported { device: "cpu", what: what.into() }
+}
