@@ -29,7 +29,8 @@ impl Response {
 
     /// The body as JSON; the test fails when it is none.
     pub fn json(&self) -> Value {
-        serde_json::from_slice(&self.body).unwrap_or_else(|e| panic!("{e} in {:?}", String::from_utf8_lossy(&self.body)))
+        serde_json::from_slice(&self.body)
+            .unwrap_or_else(|e| panic!("{e} in {:?}", String::from_utf8_lossy(&self.body)))
     }
 }
 
@@ -122,7 +123,8 @@ impl Connection {
 
     fn head(&mut self) -> (u16, Vec<(String, String)>) {
         let status = self.line();
-        let status = status.split(' ').nth(1).and_then(|s| s.parse().ok()).unwrap_or_else(|| panic!("no status: {status:?}"));
+        let status =
+            status.split(' ').nth(1).and_then(|s| s.parse().ok()).unwrap_or_else(|| panic!("no status: {status:?}"));
         let mut headers = vec![];
         loop {
             let line = self.line();

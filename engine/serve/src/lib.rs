@@ -1,0 +1,18 @@
+//! The HTTP server of dualgauge as a library: [`run`] serves an [`App`] on a listener until told to stop. One folder an
+//! API; what lies behind them, from tokenizer to device, is shared.
+
+pub mod args;
+pub mod openai;
+
+mod app;
+mod auth;
+mod limits;
+mod ops;
+mod router;
+mod server;
+mod stalled;
+
+pub use app::{App, Defaults};
+pub use auth::Keys;
+pub use limits::Limits;
+pub use server::run;

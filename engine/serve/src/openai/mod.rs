@@ -1,0 +1,11 @@
+//! The OpenAI API: models, chat completions, completions, and vLLM's tokenize and detokenize.
+
+mod convert;
+mod errors;
+mod reply;
+mod routes;
+mod stream;
+mod types;
+
+pub use errors::ApiError;
+pub(crate) use routes::routes;

@@ -1,0 +1,162 @@
+//! Owns the endpoints of the OpenAI API: body in, response out. What they mean is in `convert`, what they say in `reply`.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::body::{Body, Bytes};
+use axum::extract::{Path, State};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use dualgauge::{Generation, Prompt};
+use dualgauge_models::Conversation;
+use serde_json::{Value, json};
+
+use super::convert::{self, Job, Shape};
+use super::reply::{Asked, Choice, Reply};
+use super::types::{Chat, Common, Completion, Detokenize, Tokenize, parse};
+use super::{ApiError, stream};
+use crate::app::Server;
+
+/// Bodies up to this size are parsed and tokenised where they arrive: handing them over would take longer.
+const SMALL_BODY_BYTES: usize = 16 << 10;
+
+pub fn routes() -> Router<Arc<Server>> {
+    Router::new()
+        .route("/v1/models", get(models))
+        .route("/v1/models/{*id}", get(model))
+        .route("/v1/chat/completions", post(chat_completions))
+        .route("/v1/completions", post(completions))
+        .route("/tokenize", post(tokenize))
+        .route("/detokenize", post(detokenize))
+}
+
+async fn models(State(server): State<Arc<Server>>) -> Response {
+    let data: Vec<Value> = server.app.names.iter().map(|name| model_entry(&server, name)).collect();
+    axum::Json(json!({"object": "list", "data": data})).into_response()
+}
+
+async fn model(State(server): State<Arc<Server>>, Path(id): Path<String>) -> Result<Response, ApiError> {
+    let name = server.model(Some(&id))?;
+    Ok(axum::Json(model_entry(&server, name)).into_response())
+}
+
+fn model_entry(server: &Server, name: &str) -> Value {
+    json!({
+        "id": name,
+        "object": "model",
+        "created": server.started,
+        "owned_by": "dualgauge",
+        "root": server.app.names[0],
+        "parent": null,
+        "max_model_len": server.engine().max_model_len(),
+    })
+}
+
+async fn chat_completions(State(server): State<Arc<Server>>, body: Body) -> Result<Response, ApiError> {
+    generate(server, body, Shape::Chat).await
+}
+
+async fn completions(State(server): State<Arc<Server>>, body: Body) -> Result<Response, ApiError> {
+    generate(server, body, Shape::Completion).await
+}
+
+async fn generate(server: Arc<Server>, body: Body, shape: Shape) -> Result<Response, ApiError> {
+    let body = server.app.limits.read_body(body).await?;
+    let accepted = off_thread(body, move |body| accept(&server, body, shape)).await?;
+    let Accepted { reply, choices, generations, stream } = accepted;
+    let pieces = stream::Choices::new(generations);
+    if stream { stream::events(reply, choices, pieces).await } else { stream::whole(reply, choices, pieces).await }
+}
+
+/// A request that the engine has taken.
+struct Accepted {
+    reply: Reply,
+    choices: Vec<Choice>,
+    generations: Vec<Generation>,
+    stream: bool,
+}
+
+fn accept(server: &Server, body: &[u8], shape: Shape) -> Result<Accepted, ApiError> {
+    let common: Common = parse(body)?;
+    let model = server.model(common.model.as_deref())?.to_owned();
+    let mut job = match shape {
+        Shape::Chat => convert::chat(server, common, parse::<Chat>(body)?)?,
+        Shape::Completion => convert::completion(server, common, parse::<Completion>(body)?)?,
+    };
+    let echoed = if job.echo { echoed_texts(server, &job) } else { vec![] };
+    let generations = job.start(&server.app.frontend)?;
+    let prefix = if shape == Shape::Chat { "chatcmpl-" } else { "cmpl-" };
+    let reply = Reply::new(server.id(prefix), server.now(), model, &job, server.app.frontend.text().clone());
+    let keeps_ids = reply.return_token_ids || (reply.echo && reply.logprobs);
+    let choices = generations.iter().enumerate().map(|(index, generation)| {
+        let ids = if keeps_ids { generation.prompt_tokens().to_vec() } else { vec![] };
+        let text = echoed.get(index / job.n).cloned().unwrap_or_default();
+        Choice::new(index, Asked { ids, text })
+    });
+    Ok(Accepted { choices: choices.collect(), reply, generations, stream: job.stream })
+}
+
+/// Prompts as `echo` repeats them: what was sent as text word for word, ids decoded.
+fn echoed_texts(server: &Server, job: &Job) -> Vec<String> {
+    let text = |prompt: &Prompt| match prompt {
+        Prompt::Text { text, .. } => text.clone(),
+        Prompt::Tokens(ids) => server.app.frontend.text().decode(ids, job.skips_special_tokens()),
+        Prompt::Chat(_) => String::new(),
+    };
+    job.prompts.iter().map(text).collect()
+}
+
+async fn tokenize(State(server): State<Arc<Server>>, body: Body) -> Result<Response, ApiError> {
+    let body = server.app.limits.read_body(body).await?;
+    let answer = off_thread(body, move |body| {
+        let request: Tokenize = parse(body)?;
+        server.model(request.model.as_deref())?;
+        let text = server.app.frontend.text();
+        let tokens = match (request.prompt, request.messages) {
+            (Some(prompt), None) => text.encode(&prompt, request.add_special_tokens.unwrap_or(true)),
+            (None, Some(messages)) => text.encode_chat(&Conversation {
+                messages: convert::messages(messages)?,
+                tools: convert::tools(request.tools, None)?,
+                add_generation_prompt: request.add_generation_prompt.unwrap_or(true),
+                kwargs: request.chat_template_kwargs.unwrap_or_default(),
+                now: i64::try_from(server.now()).ok(),
+                ..Conversation::default()
+            }),
+            _ => return Err(ApiError::invalid("prompt", "prompt: send either prompt or messages.")),
+        };
+        let tokens = tokens.map_err(|e| ApiError::invalid("", e.to_string()))?;
+        let mut answer =
+            json!({"count": tokens.len(), "max_model_len": server.engine().max_model_len(), "tokens": tokens});
+        if request.return_token_strs == Some(true) {
+            answer["token_strs"] = tokens.iter().map(|id| text.token_text(*id)).collect();
+        }
+        Ok(answer)
+    });
+    Ok(axum::Json(answer.await?).into_response())
+}
+
+async fn detokenize(State(server): State<Arc<Server>>, body: Body) -> Result<Response, ApiError> {
+    let body = server.app.limits.read_body(body).await?;
+    let answer = off_thread(body, move |body| {
+        let request: Detokenize = parse(body)?;
+        server.model(request.model.as_deref())?;
+        let text = server.app.frontend.text();
+        let tokens = convert::token_ids("tokens", request.tokens, server.engine().spec().vocab)?;
+        Ok(json!({"prompt": text.decode(&tokens, request.skip_special_tokens.unwrap_or(false))}))
+    });
+    Ok(axum::Json(answer.await?).into_response())
+}
+
+/// Runs work on a body: small ones here, large ones on a thread of their own so that sockets go on.
+async fn off_thread<T: Send + 'static>(
+    body: Bytes,
+    work: impl FnOnce(&[u8]) -> Result<T, ApiError> + Send + 'static,
+) -> Result<T, ApiError> {
+    if body.len() <= SMALL_BODY_BYTES {
+        return work(&body);
+    }
+    match tokio::task::spawn_blocking(move || work(&body)).await {
+        Ok(result) => result,
+        Err(_) => Err(ApiError::internal()),
+    }
+}

@@ -1,0 +1,41 @@
+//! Owns which routes there are and which of them need a key: all that are not listed as open. The decision is the router's
+//! own match, never a path that is looked at again.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::{Request, State};
+use axum::http::{Method, StatusCode, Uri};
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::{IntoResponse, Response};
+
+use crate::app::Server;
+use crate::openai::{self, ApiError};
+use crate::ops;
+
+pub fn router(server: Arc<Server>) -> Router {
+    let guarded = openai::routes()
+        .merge(ops::guarded_routes())
+        .fallback(not_found)
+        .method_not_allowed_fallback(method_not_allowed)
+        .layer(from_fn_with_state(Arc::clone(&server), need_key));
+    ops::open_routes().method_not_allowed_fallback(method_not_allowed).merge(guarded).with_state(server)
+}
+
+async fn need_key(State(server): State<Arc<Server>>, request: Request, next: Next) -> Response {
+    if server.app.keys.admit(request.headers()) {
+        return next.run(request).await;
+    }
+    ApiError::unauthorized().into_response()
+}
+
+async fn not_found(uri: Uri) -> ApiError {
+    let message = format!("There is no route {}.", uri.path());
+    ApiError { code: Some("not_found"), ..ApiError::new(StatusCode::NOT_FOUND, "invalid_request_error", message) }
+}
+
+async fn method_not_allowed(method: Method, uri: Uri) -> ApiError {
+    let message = format!("{} cannot be asked for with {method}.", uri.path());
+    let error = ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "invalid_request_error", message);
+    ApiError { code: Some("method_not_allowed"), ..error }
+}

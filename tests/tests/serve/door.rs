@@ -1,0 +1,111 @@
+//! The door: routes, keys, sizes and times.
+
+use std::time::{Duration, Instant};
+
+use dualgauge_tests::http::{Connection, get, request};
+
+use crate::server::{Options, Running, chat};
+
+#[test]
+fn unknown_routes_and_methods_are_errors_of_the_api() {
+    let server = Running::new();
+    for (method, path, status) in [
+        ("GET", "/", 404),
+        ("GET", "/v1/nothing", 404),
+        ("POST", "/v1/embeddings", 404),
+        ("GET", "/v1/chat/completions", 405),
+        ("DELETE", "/v1/models", 405),
+        ("POST", "/health", 405),
+    ] {
+        let response = request(server.at, method, path, &[], b"");
+        assert_eq!(response.status, status, "{method} {path}");
+        assert!(response.json()["error"]["message"].is_string(), "{method} {path}");
+    }
+    let mut connection = Connection::open(server.at);
+    connection.raw(b"HEAD /health HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n");
+    assert!(connection.is_head_only(200));
+}
+
+#[test]
+fn keys_guard_every_route_but_health() {
+    let server = Running::with(Options { keys: &["one", "two"], ..Options::default() });
+    for path in ["/health", "/ready", "/ping"] {
+        assert_eq!(get(server.at, path).status, 200, "{path}");
+    }
+    let guarded = [
+        ("GET", "/v1/models"),
+        ("GET", "/v1/models/x"),
+        ("GET", "/version"),
+        ("GET", "/metrics"),
+        ("POST", "/v1/chat/completions"),
+        ("POST", "/v1/completions"),
+        ("POST", "/tokenize"),
+        ("POST", "/detokenize"),
+        ("GET", "/nothing"),
+        ("DELETE", "/v1/models"),
+        ("GET", "//v1/models"),
+        ("GET", "/v1/models?x=/health"),
+        ("GET", "/health/../v1/models"),
+        ("GET", "/%2e/health"),
+    ];
+    for (method, path) in guarded {
+        for headers in [&[][..], &[("authorization", "Bearer three")], &[("x-api-key", "")], &[("host", "x/health#")]] {
+            let response = request(server.at, method, path, headers, b"");
+            assert_eq!(response.status, 401, "{method} {path} {headers:?}");
+            assert_eq!(response.json()["error"]["code"], "invalid_api_key");
+        }
+    }
+    for headers in [
+        [("authorization", "Bearer one")],
+        [("authorization", "bearer two")],
+        [("x-api-key", "two")],
+        [("api-key", "one")],
+    ] {
+        assert_eq!(request(server.at, "GET", "/v1/models", &headers, b"").status, 200, "{headers:?}");
+    }
+}
+
+#[test]
+fn sizes_and_times_are_bounded() {
+    let server = Running::with(Options { header_timeout: Duration::from_millis(300), ..Options::default() });
+    let huge = vec![b' '; 17 << 20];
+    assert_eq!(request(server.at, "POST", "/v1/completions", &[], &huge).status, 413);
+    let path = format!("/v1/models?x={}", "y".repeat(9000));
+    assert_eq!(get(server.at, &path).status, 414);
+    let value = "z".repeat(33 << 10);
+    assert_eq!(request(server.at, "GET", "/health", &[("x-a", &value)], b"").status, 431);
+    let value = "z".repeat(1 << 20);
+    assert_eq!(request(server.at, "GET", "/health", &[("x-a", &value)], b"").status, 431);
+    let mut connection = Connection::open(server.at);
+    let many: String = (0..500).map(|i| format!("x-{i}: y\r\n")).collect();
+    connection.raw(format!("GET /health HTTP/1.1\r\nhost: test\r\n{many}\r\n").as_bytes());
+    assert_eq!(connection.response().status, 431);
+
+    // Two lengths.
+    let mut connection = Connection::open(server.at);
+    connection.raw(b"POST /tokenize HTTP/1.1\r\nhost: test\r\ncontent-length: 2\r\ncontent-length: 3\r\n\r\n{}x");
+    assert_eq!(connection.response().status, 400);
+
+    // Headers that never end.
+    let mut slow = Connection::open(server.at);
+    slow.raw(b"GET /health HTTP/1.1\r\nhost: te");
+    let begun = Instant::now();
+    assert!(slow.is_closed());
+    assert!(begun.elapsed() < Duration::from_secs(5));
+    assert_eq!(get(server.at, "/health").status, 200);
+}
+
+#[test]
+fn a_connection_serves_many_requests() {
+    let server = Running::new();
+    let mut connection = Connection::open(server.at);
+    for i in 0..5 {
+        let id = format!("mine-{i}");
+        let body = chat("hello").to_string();
+        connection.send("POST", "/v1/chat/completions", &[("x-request-id", &id)], body.as_bytes());
+        let response = connection.response();
+        assert_eq!((response.status, response.header("x-request-id")), (200, Some(id.as_str())));
+    }
+    connection.send("GET", "/health", &[("x-request-id", "not a good id")], b"");
+    assert!(connection.response().header("x-request-id").is_some_and(|id| id.starts_with("req-")));
+}
