@@ -74,9 +74,17 @@ pub enum Piece {
     Prompt(Vec<TokenLogprobs>),
     /// Text that is ready to show: whole characters, and nothing that may yet become a stop string. The tokens are
     /// those whose text is in it or before it; the text is empty when only tokens were left.
-    Text { text: String, tokens: Vec<Token> },
-    Finished { reason: Stop, usage: Usage },
-    Failed { message: String },
+    Text {
+        text: String,
+        tokens: Vec<Token>,
+    },
+    Finished {
+        reason: Stop,
+        usage: Usage,
+    },
+    Failed {
+        message: String,
+    },
 }
 
 /// Why an answer ended.
@@ -299,8 +307,7 @@ impl Answer {
         let cut = self.shown + shown.text.len();
         self.pending.retain(|(_, start, _)| *start < cut);
         self.show(shown.text, usize::MAX);
-        let usage =
-            Usage { prompt_tokens: self.prompt.len(), cached_tokens, completion_tokens: self.generated };
+        let usage = Usage { prompt_tokens: self.prompt.len(), cached_tokens, completion_tokens: self.generated };
         self.ready.push_back(Piece::Finished { reason: Stop::StopString(self.stop[hit].clone()), usage });
         true
     }

@@ -116,13 +116,14 @@ impl Shared {
         let id = RequestId(door.next_id);
         door.next_id += 1;
         door.open_requests += 1;
-        send(id);
-        drop(door);
+        // Counted before the owner thread can hear of it: its own numbers, which come later, stay.
         let mut metrics = self.metrics();
         metrics.waiting += 1;
         metrics.counters.accepted += 1;
         metrics.counters.prompt_tokens += prompt_tokens as u64;
         metrics.prompt_length.observe(prompt_tokens as f64);
+        drop(metrics);
+        send(id);
         Ok(id)
     }
 
@@ -180,13 +181,16 @@ impl Owner {
                 return;
             }
             match self.core.step() {
-                Some(step) => self.deliver(step),
+                Some(step) => {
+                    // Before the events: who has seen one finds it counted.
+                    self.publish();
+                    self.deliver(step);
+                }
                 None if !self.core.is_idle() => {
                     panic!("requests are unfinished and no step can be made for them: this is a bug")
                 }
                 None => {}
             }
-            self.publish();
         }
     }
 
@@ -270,7 +274,6 @@ impl Owner {
         let sender = stream.sender.clone();
         if let Some(end) = end {
             self.end(id, end);
-            self.publish();
         }
         let _ = sender.send(event);
     }
@@ -292,10 +295,10 @@ impl Owner {
         let now = Instant::now();
         for id in self.core.unfinished() {
             if let Some(usage) = self.core.abort(id) {
+                self.publish();
                 self.send(id, Event::Finished { reason: FinishReason::Aborted, usage }, now);
             }
         }
-        self.publish();
     }
 
     /// The thread cannot go on.

@@ -252,7 +252,7 @@ fn a_request_answers_as_if_it_were_alone() {
         cut += answers.values().filter(|(_, a)| a.end.is_none()).count();
     });
     // The cases are what they are meant to be.
-    assert!(total.preemptions > 1000 && total.prefix_hits > 10_000, "{total:?}");
+    assert!(total.preemptions > 300 && total.prefix_hits > 10_000, "{total:?}");
     assert!(stopped > 100 && cut > 100, "{stopped} stopped, {cut} aborted");
 }
 
