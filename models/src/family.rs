@@ -21,8 +21,14 @@ pub struct Family {
 
 /// Every family this crate knows.
 pub const FAMILIES: &[Family] = &[
+    families::gemma::GEMMA,
+    families::gemma::GEMMA2,
+    families::granite::FAMILY,
     families::llama::FAMILY,
     families::mistral::FAMILY,
+    families::mixtral::MIXTRAL,
+    families::mixtral::QWEN3_MOE,
+    families::olmo2::FAMILY,
     families::qwen2::FAMILY,
     families::qwen3::FAMILY,
     families::smollm3::FAMILY,

@@ -4,11 +4,13 @@
 mod attention;
 mod linear;
 mod mlp;
+mod moe;
 mod norm;
 mod rope;
 
 pub use attention::{Attention, AttentionOptions, Projections, QkNorm};
 pub use linear::Linear;
 pub use mlp::{Mlp, MlpOptions, MlpShape};
+pub use moe::{Moe, MoeOptions};
 pub use norm::{Norm, NormKind};
 pub use rope::rope;

@@ -53,6 +53,9 @@ impl Model for Llama {
 }
 
 fn build(c: &Config, loader: &mut Loader<'_>) -> Result<Box<dyn Model>> {
+    if c.keys.value("num_local_experts").is_some() {
+        return Err(c.keys.fail("num_local_experts", "experts in a Llama file are not supported"));
+    }
     dense(c, loader, FAMILY.name, |_, attention| (attention, MlpOptions::of(c)))
 }
 
@@ -78,9 +81,6 @@ pub(super) fn dense(
         });
     }
     let norm = Norm::load(loader, "model.norm", c.hidden, NormKind::RMS, c.norm_eps)?;
-    let head = match c.tied {
-        true => Linear { weight: embed, bias: None },
-        false => Linear::load(loader, "lm_head", c.vocab, c.hidden, false)?,
-    };
+    let head = Linear::head(loader, c, embed)?;
     Ok(Box::new(Llama { spec: ModelSpec::of(c, family, loader), embed, layers, norm, head }))
 }
