@@ -2,8 +2,8 @@
 //! ids; nothing here knows models, tokenizers or requests.
 
 use crate::{
-    Batch, BatchShape, DType, Error, Format, HostTensor, KvSpec, NeuronOptions, Op, Probe, Program, Result, Value,
-    Weight,
+    Batch, BatchShape, CudaOptions, DType, Error, Format, HostTensor, KvSpec, NeuronOptions, Op, Probe, Program,
+    Result, Value, Weight,
 };
 
 /// A device that runs programs.
@@ -133,6 +133,7 @@ pub struct DeviceSpec {
     /// Force an instruction-set path of the CPU back end (tests); `None`: the best the machine has.
     pub isa: Option<String>,
     pub precision: Precision,
+    pub cuda: CudaOptions,
     pub neuron: NeuronOptions,
 }
 

@@ -7,6 +7,7 @@ mod arena;
 mod backend;
 mod batch;
 mod cpu;
+mod cuda;
 mod dtype;
 mod error;
 pub mod format;
@@ -24,6 +25,7 @@ pub use backend::{
     Backend, Candidate, DeviceInfo, DeviceKind, DeviceSpec, Limits, Output, Precision, ProgramId, Ticket,
 };
 pub use batch::{Batch, BatchShape, KvLayer, KvSpec};
+pub use cuda::{Cubin, CudaOptions, compile_kernels, kernel_architectures, kernel_pack, kernel_source_hash};
 pub use dtype::{DType, Format};
 pub use error::{Error, Result};
 pub use neuron::{Ladder, NeuronOptions};

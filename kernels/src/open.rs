@@ -1,7 +1,7 @@
 //! Owns the choice of a device: the only door. Says what was chosen and why.
 
 use crate::backend::{Backend, DeviceKind, DeviceSpec};
-use crate::{Error, Result, cpu, neuron, null, reference};
+use crate::{Result, cpu, cuda, neuron, null, reference};
 
 /// A device, and the sentence that says why this one.
 pub struct Opened {
@@ -12,7 +12,7 @@ pub struct Opened {
 /// Opens the device that `spec` names.
 ///
 /// # Errors
-/// [`Error::Unavailable`] when it is not there. Nothing falls back silently: only `Auto` moves on to another device, and
+/// [`crate::Error::Unavailable`] when it is not there. Nothing falls back silently: only `Auto` moves on to another device, and
 /// says so in [`Opened::reason`].
 pub fn open(spec: &DeviceSpec) -> Result<Opened> {
     let opened = |backend: Box<dyn Backend>, reason: &str| Ok(Opened { backend, reason: reason.into() });
@@ -22,21 +22,22 @@ pub fn open(spec: &DeviceSpec) -> Result<Opened> {
         DeviceKind::Reference => opened(reference::open(spec)?, "asked for"),
         DeviceKind::Null => opened(null::open(spec)?, "asked for"),
         DeviceKind::Neuron => opened(neuron::open(spec)?, "asked for"),
-        DeviceKind::Cuda(_) => Err(Error::Unavailable {
-            device: "cuda".into(),
-            reason: "this build has no back end for it yet; use --device cpu".into(),
-        }),
+        DeviceKind::Cuda(_) => opened(cuda::open(spec)?, "asked for"),
     }
 }
 
 /// The CPU, until the accelerators' back ends have run on real hardware; the reason names what was found and passed
 /// over.
 fn auto(spec: &DeviceSpec) -> Result<Opened> {
-    let found = match neuron::present() {
-        true => "a Neuron device found but not yet chosen by auto, ask with --device neuron",
-        false => "the machine has no Neuron device and this build drives no GPU yet",
+    let cuda = match cuda::probe() {
+        Ok(count) => format!("{count} CUDA device(s) found but not yet chosen by auto, ask with --device cuda"),
+        Err(reason) => reason,
     };
-    Ok(Opened { backend: cpu::open(spec)?, reason: format!("chosen by auto: {found}") })
+    let neuron = match neuron::present() {
+        true => "a Neuron device found but not yet chosen by auto, ask with --device neuron",
+        false => "the machine has no Neuron device",
+    };
+    Ok(Opened { backend: cpu::open(spec)?, reason: format!("chosen by auto: {cuda}; {neuron}") })
 }
 
 /// Names of the instruction-set paths of the CPU back end that this machine can run, best first. Any of them can be
