@@ -3,17 +3,12 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use tokenizers::decoders::DecoderWrapper;
-use tokenizers::decoders::byte_fallback::ByteFallback;
-use tokenizers::decoders::byte_level::ByteLevel;
-use tokenizers::decoders::fuse::Fuse;
-use tokenizers::decoders::sequence::Sequence as DecoderSequence;
-use tokenizers::decoders::strip::Strip;
 use tokenizers::models::bpe::{BPE, Vocab};
 use tokenizers::normalizers::{NormalizerWrapper, Prepend, Replace, Sequence as NormalizerSequence};
 use tokenizers::processors::template::TemplateProcessing;
 use tokenizers::tokenizer::AddedToken;
 
+use super::pieces::Spelling;
 use super::pre_tokenizer::Rules;
 use super::tokenizer::Tokenizer;
 use crate::Result;
@@ -85,9 +80,10 @@ impl GgufVocabulary {
     /// Builds the encoder. Errors: the reason alone, with the key.
     pub(super) fn into_tokenizer(self) -> Result<Tokenizer, String> {
         self.check()?;
-        let mut inner = match self.model.as_str() {
-            "gpt2" => self.byte_level()?,
-            "llama" => self.sentence_piece()?,
+        let strips_first_space = self.add_space_prefix.unwrap_or(true);
+        let (mut inner, spelling) = match self.model.as_str() {
+            "gpt2" => (self.byte_level()?, Spelling::ByteLevel),
+            "llama" => (self.sentence_piece()?, Spelling::SentencePiece { strips_first_space, bytes: true }),
             other => {
                 return Err(format!(
                     "tokenizer.ggml.model {other:?} is not supported; use the model's folder with tokenizer.json instead"
@@ -103,7 +99,7 @@ impl GgufVocabulary {
             Some(AddedToken::from(token.as_str(), special).normalized(false))
         });
         inner.add_tokens(added).map_err(|error| error.to_string())?;
-        Tokenizer::new(inner)
+        Tokenizer::new(inner, spelling)
     }
 
     fn check(&self) -> Result<(), String> {
@@ -148,7 +144,6 @@ impl GgufVocabulary {
             .map_err(|error| format!("tokenizer.ggml.merges: {error}"))?;
         let mut inner = tokenizers::Tokenizer::new(bpe);
         inner.with_pre_tokenizer(Some(rules.build()?));
-        inner.with_decoder(Some(ByteLevel::default()));
         self.frame(&mut inner, rules.add_bos)?;
         Ok(inner)
     }
@@ -174,16 +169,6 @@ impl GgufVocabulary {
             steps.insert(0, NormalizerWrapper::Prepend(Prepend::new("▁".to_owned())));
         }
         inner.with_normalizer(Some(NormalizerSequence::new(steps))).map_err(|error| error.to_string())?;
-        let replace = Replace::new("▁", " ").map_err(|error| error.to_string())?;
-        let mut decoders = vec![
-            DecoderWrapper::Replace(replace),
-            DecoderWrapper::ByteFallback(ByteFallback::new()),
-            DecoderWrapper::Fuse(Fuse::new()),
-        ];
-        if prefix {
-            decoders.push(DecoderWrapper::Strip(Strip::new(' ', 1, 0)));
-        }
-        inner.with_decoder(Some(DecoderSequence::new(decoders)));
         self.frame(&mut inner, true)?;
         Ok(inner)
     }

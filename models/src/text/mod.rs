@@ -2,6 +2,7 @@
 //! scheduler and no network.
 
 mod bytes;
+mod charsmap;
 mod conversation;
 mod detokenizer;
 mod gguf_tokenizer;

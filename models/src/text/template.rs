@@ -14,8 +14,8 @@ use super::conversation::{Conversation, Message};
 use super::python;
 use crate::{Error, Result};
 
-/// Steps of one rendering: about two seconds of work. A long conversation takes some ten thousand.
-const MAX_STEPS: u64 = 20_000_000;
+/// Steps of one rendering: about a second of work. A message takes some hundred.
+const MAX_STEPS: u64 = 8_000_000;
 /// Text of one rendering.
 const MAX_OUTPUT_BYTES: usize = 32 << 20;
 /// Longest template text: the largest known has 30 kB.

@@ -6,11 +6,13 @@ use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
+use serde::Deserialize;
 use serde_json::Value;
 use tokenizers::tokenizer::{
     AddedToken, Model as _, Normalizer as _, OffsetType, PreTokenizedString, PreTokenizer as _, Token,
 };
 
+use super::charsmap;
 use super::detokenizer::Decoding;
 use super::literal::ControlTokens;
 use super::normalizer;
@@ -25,6 +27,7 @@ const MAX_VOCABULARY: usize = 1 << 22;
 /// A vocabulary with its encoder.
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
+    spelling: Spelling,
     pieces: Pieces,
     control: ControlTokens,
 }
@@ -34,19 +37,26 @@ impl Tokenizer {
     pub fn open(path: &Path) -> Result<Self> {
         let name = path.file_name().map_or_else(|| "tokenizer.json".into(), |name| name.to_string_lossy().into_owned());
         let bytes = std::fs::read(path).map_err(|error| Error::file(&name, error))?;
-        let inner = quiet(|| tokenizers::Tokenizer::from_bytes(&bytes)).map_err(|reason| Error::file(&name, reason))?;
-        Self::new(inner).map_err(|reason| Error::file(&name, reason))
+        Self::parse(&bytes).map_err(|reason| Error::file(&name, reason))
+    }
+
+    fn parse(bytes: &[u8]) -> Result<Self, String> {
+        // The parts on which the library would panic or run away are looked at before it sees them.
+        let outline: Outline = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
+        charsmap::check(&outline.normalizer)?;
+        normalizer::check(&outline.normalizer)?;
+        let spelling = Spelling::of(&outline.decoder)?;
+        Self::new(quiet(|| tokenizers::Tokenizer::from_bytes(bytes))?, spelling)
     }
 
     /// Makes the tables for decoding. Errors: the reason alone, the caller knows the file.
-    pub(super) fn new(mut inner: tokenizers::Tokenizer) -> Result<Self, String> {
+    pub(super) fn new(mut inner: tokenizers::Tokenizer, spelling: Spelling) -> Result<Self, String> {
         // Both would change what is encoded; a prompt that is too long is refused, not cut.
         inner.with_truncation(None).map_err(|error| error.to_string())?;
         inner.with_padding(None);
-        normalizer::check(&to_json(inner.get_normalizer())?)?;
-        let pieces = pieces(&inner)?;
+        let pieces = pieces(&inner, spelling)?;
         let control = ControlTokens::new(inner.get_added_vocabulary());
-        let this = Self { inner, pieces, control };
+        let this = Self { inner, spelling, pieces, control };
         // A tokenizer that cannot encode a short text is broken: better known now than at the first request.
         this.encode("The quick brown fox, 123 日本 é\n\t\u{1F600}", true).map_err(|error| error.to_string())?;
         Ok(this)
@@ -122,7 +132,7 @@ impl Tokenizer {
             .collect();
         if !new.is_empty() {
             self.inner.add_tokens(new).map_err(|error| error.to_string())?;
-            self.pieces = pieces(&self.inner)?;
+            self.pieces = pieces(&self.inner, self.spelling)?;
             self.control = ControlTokens::new(self.inner.get_added_vocabulary());
         }
         Ok(())
@@ -163,8 +173,16 @@ impl std::fmt::Debug for Tokenizer {
     }
 }
 
-fn pieces(inner: &tokenizers::Tokenizer) -> Result<Pieces, String> {
-    let spelling = Spelling::of(&to_json(inner.get_decoder())?)?;
+/// The small parts of `tokenizer.json`.
+#[derive(Deserialize)]
+struct Outline {
+    #[serde(default)]
+    normalizer: Value,
+    #[serde(default)]
+    decoder: Value,
+}
+
+fn pieces(inner: &tokenizers::Tokenizer, spelling: Spelling) -> Result<Pieces, String> {
     let vocabulary: HashMap<String, u32> = inner.get_model().get_vocab();
     let added = inner.get_added_vocabulary().get_added_tokens_decoder();
     let last = vocabulary.values().chain(added.keys()).copied().max();
@@ -184,10 +202,6 @@ fn pieces(inner: &tokenizers::Tokenizer) -> Result<Pieces, String> {
         building.push(token).map_err(|error| error.to_string())?;
     }
     Ok(building.finish())
-}
-
-fn to_json<T: serde::Serialize>(part: Option<&T>) -> Result<Value, String> {
-    part.map_or(Ok(Value::Null), |part| serde_json::to_value(part).map_err(|error| error.to_string()))
 }
 
 fn check_size(text: &str) -> Result<()> {
