@@ -202,7 +202,9 @@ fn each_case(run: impl Fn(&Case)) {
 fn multiply(w: &Matrix, pool: &Pool, x: &[f32], m: usize) -> Vec<f32> {
     let (mut rows, mut out) = (Rows::new(), vec![f32::NAN; m * w.out()]);
     pack_rows(w.layout(), pool, x, m, &mut rows);
-    w.multiply(pool, &rows, &mut out);
+    let to = Apart(out.as_mut_ptr());
+    // SAFETY: `out` holds all rows; pieces have different panels.
+    pool.split(w.panels(), Pool::CHUNKS, &|panels| unsafe { w.apply(&rows, panels, to, w.out()) });
     out
 }
 

@@ -108,11 +108,6 @@ impl Matrix {
         self.inner
     }
 
-    /// Bytes that one pass over the weights reads.
-    pub(crate) fn bytes(&self) -> usize {
-        self.panels() * panel_bytes(self.format, self.inner)
-    }
-
     /// Panels that [`Self::apply`] can be split over.
     pub(crate) fn panels(&self) -> usize {
         self.out.div_ceil(panel::COLUMNS)
@@ -182,14 +177,6 @@ impl Matrix {
                 }
             }
         }
-    }
-
-    /// `out[rows.count(), self.out()]`, overwritten; split over the pool.
-    pub(crate) fn multiply(&self, pool: &Pool, rows: &Rows, out: &mut [f32]) {
-        assert_eq!(out.len(), rows.count() * self.out, "results fill their rows: this is a bug");
-        let to = Apart(out.as_mut_ptr());
-        // SAFETY: `out` holds all rows, borrowed mutably; pieces have different panels.
-        pool.split(self.panels(), Pool::CHUNKS, &|panels| unsafe { self.apply(rows, panels, to, self.out) });
     }
 
     /// Row `row` of the weights (an embedding), `[in]`, exactly as stored.
