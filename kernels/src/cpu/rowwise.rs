@@ -216,16 +216,12 @@ impl Kernel for NormRows<'_> {
         let Self { norm, x, n, out } = self;
         for (x, out) in x.chunks_exact(n).zip(out.chunks_exact_mut(n)) {
             let count = n as f32;
-            let mean = if norm.centred { total::<L>(x, |x| x) / count } else { 0.0 };
+            let mean = if norm.centred { total::<L>(x, 0.0, |x| x) / count } else { 0.0 };
             let m = L::splat(mean);
-            // Lanes beyond the row hold 0, which is not the mean: they are left out by the whole-vector test below.
-            let squares = match (norm.centred, n % LANES) {
-                (false, _) => total::<L>(x, |x| x.mul(x)),
-                (true, 0) => total::<L>(x, |x| x.sub(m).mul(x.sub(m))),
-                (true, part) => {
-                    let beyond = (LANES - part) as f32 * mean * mean;
-                    total::<L>(x, |x| x.sub(m).mul(x.sub(m))) - beyond
-                }
+            let squares = match norm.centred {
+                false => total::<L>(x, 0.0, |x| x.mul(x)),
+                // Lanes beyond the row hold the mean, so that they add nothing.
+                true => total::<L>(x, mean, |x| x.sub(m).mul(x.sub(m))),
             };
             let factor = L::splat(1.0 / (squares / count + norm.eps).sqrt());
             for (i, (x, out)) in x.chunks(LANES).zip(out.chunks_mut(LANES)).enumerate() {
@@ -243,9 +239,9 @@ impl Kernel for NormRows<'_> {
     }
 }
 
-/// Sum of `f` over a row, 0 beyond its end.
+/// Sum of `f` over a row that goes on with `beyond` to the end of its last vector.
 #[inline(always)]
-fn total<L: Lanes>(x: &[f32], f: impl Fn(L) -> L) -> f32 {
+fn total<L: Lanes>(x: &[f32], beyond: f32, f: impl Fn(L) -> L) -> f32 {
     const CHAINS: usize = 4;
     let mut sums = [L::splat(0.0); CHAINS];
     let whole = x.len() / (CHAINS * LANES) * CHAINS * LANES;
@@ -256,7 +252,10 @@ fn total<L: Lanes>(x: &[f32], f: impl Fn(L) -> L) -> f32 {
         }
     }
     for (x, sum) in x[whole..].chunks(LANES).zip(&mut sums) {
-        *sum = sum.add(f(L::load_part(x)));
+        let mut last = [beyond; LANES];
+        last[..x.len()].copy_from_slice(x);
+        // SAFETY: a whole vector.
+        *sum = sum.add(f(unsafe { L::load(last.as_ptr()) }));
     }
     sums[0].add(sums[1]).add(sums[2].add(sums[3])).sum()
 }
