@@ -2,11 +2,13 @@
 //! project that reads the environment; the rest gets values.
 
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::builder::BoolishValueParser;
-use clap::{ArgAction, Parser, ValueEnum};
+use clap::{ArgAction, CommandFactory, FromArgMatches, Parser, ValueEnum};
 use dualgauge_kernels::{DeviceKind, DeviceSpec, Precision};
+use dualgauge_models::source::Locations;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -58,7 +60,7 @@ pub struct Args {
     pub port: u16,
 
     /// A key that opens every route; repeat for several. Without one everybody may ask.
-    #[arg(long, value_name = "KEY", env = "DUALGAUGE_API_KEY", hide_env_values = true, value_delimiter = ',', num_args = 1.., action = ArgAction::Append, help_heading = "Server")]
+    #[arg(long, value_name = "KEY", env = "DUALGAUGE_API_KEY", value_delimiter = ',', num_args = 1.., action = ArgAction::Append, help_heading = "Server")]
     pub api_key: Vec<String>,
 
     /// Seconds that running requests get to finish after SIGTERM or Ctrl-C.
@@ -127,6 +129,18 @@ pub enum LogLevel {
 }
 
 impl Args {
+    /// The arguments of this process. Ends it when they are wrong (exit code 2) or only ask for help.
+    pub fn of_process() -> Self {
+        let command = Self::command().mut_args(|arg| {
+            // What a variable holds now is no help to a reader, and may be a secret.
+            let arg = arg.hide_env_values(true);
+            // So that `-1` is answered with the flag's range.
+            if arg.get_action().takes_values() { arg.allow_negative_numbers(true) } else { arg }
+        });
+        let matches = command.get_matches();
+        Self::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
+    }
+
     /// Which device to open and how.
     pub fn device_spec(&self) -> DeviceSpec {
         DeviceSpec {
@@ -135,6 +149,22 @@ impl Args {
             isa: self.isa.clone(),
             precision: if self.dtype == Dtype::F32 { Precision::Exact } else { Precision::Native },
             ..DeviceSpec::default()
+        }
+    }
+
+    /// Where models are looked for and kept, by the variables that the hub's other tools obey.
+    pub fn locations(&self) -> Locations {
+        let cache_dir = path_variable("XDG_CACHE_HOME")
+            .or_else(|| std::env::home_dir().map(|home| home.join(".cache")))
+            .unwrap_or_else(std::env::temp_dir);
+        let offline = variable("HF_HUB_OFFLINE").is_some_and(|v| !["0", "false", "no", "off"].contains(&v.as_str()));
+        Locations {
+            cache_dir,
+            hf_home: path_variable("HF_HOME"),
+            hf_token: variable("HF_TOKEN"),
+            hf_endpoint: variable("HF_ENDPOINT"),
+            offline: self.offline || offline,
+            ..Locations::default()
         }
     }
 
@@ -155,6 +185,15 @@ impl LogLevel {
             Self::Trace => LevelFilter::TRACE,
         }
     }
+}
+
+/// A variable that says something.
+fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+fn path_variable(name: &str) -> Option<PathBuf> {
+    std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from)
 }
 
 fn count(text: &str) -> Result<usize, String> {
@@ -204,8 +243,6 @@ fn device(text: &str) -> Result<DeviceKind, String> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]

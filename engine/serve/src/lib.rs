@@ -3,11 +3,14 @@
 
 pub mod args;
 pub mod openai;
+pub mod start;
 
 mod app;
 mod auth;
+mod defaults;
 mod limits;
 mod ops;
+mod progress;
 mod router;
 mod server;
 mod stalled;

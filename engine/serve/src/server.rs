@@ -37,7 +37,6 @@ const LAST_BYTES: Duration = Duration::from_secs(2);
 /// When the listener fails for good.
 pub async fn run(listener: TcpListener, app: App, shutdown: impl Future<Output = ()>) -> io::Result<()> {
     let server = Arc::new(Server::new(app));
-    let drain_timeout = server.app.drain_timeout;
     let service = Entry { router: router(Arc::clone(&server)), server: Arc::clone(&server), active: Active::new() };
     let (close, closing) = watch::channel(false);
     let places = Arc::new(Semaphore::new(server.app.limits.connections));
@@ -74,7 +73,10 @@ pub async fn run(listener: TcpListener, app: App, shutdown: impl Future<Output =
     connections.shutdown().await;
     let engine = server.engine().clone();
     let stopped = tokio::task::spawn_blocking(move || engine.shutdown(Duration::ZERO)).await.unwrap_or(false);
-    tracing::info!(drained_within = ?drain_timeout, "stopped{}", if stopped { "" } else { "; the device did not answer" });
+    match stopped {
+        true => tracing::info!("stopped"),
+        false => tracing::warn!("stopped while the device did not answer"),
+    }
     Ok(())
 }
 

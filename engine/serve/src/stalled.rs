@@ -68,3 +68,22 @@ impl AsyncWrite for Stalled {
         Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncWriteExt;
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_client_that_does_not_read_is_given_up() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let _silent = TcpStream::connect(listener.local_addr().expect("an address")).await.expect("a connection");
+        let (stream, _) = listener.accept().await.expect("a connection");
+        let mut stream = Stalled::new(stream, Duration::from_millis(50));
+        // Far more than the buffers between the two hold.
+        let written = tokio::time::timeout(Duration::from_secs(20), stream.write_all(&vec![0; 256 << 20])).await;
+        assert_eq!(written.expect("it does not hang").map_err(|e| e.kind()), Err(io::ErrorKind::TimedOut));
+    }
+}

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use dualgauge_serve::Limits;
 use dualgauge_tests::http::{Connection, get, request};
 
 use crate::server::{Options, Running, chat};
@@ -67,7 +68,9 @@ fn keys_guard_every_route_but_health() {
 
 #[test]
 fn sizes_and_times_are_bounded() {
-    let server = Running::with(Options { header_timeout: Duration::from_millis(300), ..Options::default() });
+    let wait = Duration::from_millis(300);
+    let limits = Limits { header_timeout: wait, body_timeout: wait, ..Limits::default() };
+    let server = Running::with(Options { limits, ..Options::default() });
     let huge = vec![b' '; 17 << 20];
     assert_eq!(request(server.at, "POST", "/v1/completions", &[], &huge).status, 413);
     let path = format!("/v1/models?x={}", "y".repeat(9000));
@@ -85,6 +88,11 @@ fn sizes_and_times_are_bounded() {
     let mut connection = Connection::open(server.at);
     connection.raw(b"POST /tokenize HTTP/1.1\r\nhost: test\r\ncontent-length: 2\r\ncontent-length: 3\r\n\r\n{}x");
     assert_eq!(connection.response().status, 400);
+
+    // A body that never ends.
+    let mut slow = Connection::open(server.at);
+    slow.raw(b"POST /tokenize HTTP/1.1\r\nhost: test\r\ncontent-length: 20\r\n\r\n{");
+    assert_eq!(slow.response().status, 408);
 
     // Headers that never end.
     let mut slow = Connection::open(server.at);

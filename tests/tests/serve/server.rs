@@ -22,7 +22,7 @@ pub struct Options {
     pub max_num_seqs: usize,
     pub max_queue: usize,
     pub drain: Duration,
-    pub header_timeout: Duration,
+    pub limits: Limits,
 }
 
 impl Default for Options {
@@ -33,7 +33,7 @@ impl Default for Options {
             max_num_seqs: 64,
             max_queue: 256,
             drain: Duration::from_secs(30),
-            header_timeout: Duration::from_secs(30),
+            limits: Limits::default(),
         }
     }
 }
@@ -66,7 +66,7 @@ impl Running {
         let context = engine.max_model_len();
         let mut app = App::new(Frontend::new(engine, text.into()), MODEL);
         app.keys = Keys::new(options.keys.iter().copied());
-        app.limits = Limits { header_timeout: options.header_timeout, ..Limits::default() };
+        app.limits = options.limits;
         app.drain_timeout = options.drain;
 
         let (stop, stopped) = oneshot::channel();

@@ -1,22 +1,18 @@
 //! Owns the way from a request body to generations: ranges are checked here and every error names its field. Behind this
 //! file there are only valid requests.
 
-use std::collections::BTreeMap;
-
-use dualgauge::{Frontend, Generation, Prompt, Sampling, TextRequest};
-use dualgauge_models::{Conversation, Message};
-use serde_json::{Value, json};
+use dualgauge::{Frontend, Generation, Prompt, TextRequest};
+use dualgauge_models::Conversation;
+use serde_json::Value;
 
 use super::ApiError;
-use super::types::{Chat, ChatMessage, Common, Completion, Content, Prompts, Tool, ToolChoice};
-use crate::app::{Defaults, Server};
+use super::messages::{messages, tools};
+use super::sampling::{choice_seed, integer, max_tokens, sampling, stop_texts, token_ids};
+use super::types::{Chat, Common, Completion, Prompts};
+use crate::app::Server;
 
 /// Most choices of one request, over all its prompts.
 const MAX_CHOICES: usize = 128;
-const MAX_STOPS: usize = 16;
-const MAX_STOP_BYTES: usize = 1024;
-const MAX_STOP_IDS: usize = 128;
-const MAX_BIASES: usize = 1024;
 const MAX_LOGPROBS: i64 = 20;
 const MAX_SALT_BYTES: usize = 512;
 
@@ -183,68 +179,6 @@ pub fn completion(server: &Server, common: Common, body: Completion) -> Result<J
     Ok(job)
 }
 
-/// Messages as templates take them.
-///
-/// # Errors
-/// 400 that names the message and its field.
-pub fn messages(messages: Vec<ChatMessage>) -> Result<Vec<Message>, ApiError> {
-    if messages.is_empty() {
-        return Err(ApiError::invalid("messages", "messages: must have at least one message."));
-    }
-    messages.into_iter().enumerate().map(|(at, m)| message(at, m)).collect()
-}
-
-/// Tools as templates take them; none when the choice is `none`.
-///
-/// # Errors
-/// 400 for a tool without a name, and for choices that would force a call.
-pub fn tools(tools: Option<Vec<Tool>>, choice: Option<ToolChoice>) -> Result<Option<Value>, ApiError> {
-    let tools = tools.unwrap_or_default();
-    let mut described = Vec::with_capacity(tools.len());
-    for (at, tool) in tools.into_iter().enumerate() {
-        if tool.kind != "function" {
-            let path = format!("tools[{at}].type");
-            return Err(ApiError::unsupported(path.clone(), format!("{path}: must be 'function'.")));
-        }
-        if !tool.function.get("name").is_some_and(|n| n.as_str().is_some_and(|n| !n.is_empty())) {
-            let path = format!("tools[{at}].function.name");
-            return Err(ApiError::invalid(path.clone(), format!("{path}: must be a string.")));
-        }
-        described.push(json!({"type": "function", "function": tool.function}));
-    }
-    let offered = Some(described).filter(|d| !d.is_empty()).map(Value::Array);
-    match choice {
-        None => Ok(offered),
-        Some(ToolChoice::Mode(mode)) if mode == "auto" => Ok(offered),
-        Some(ToolChoice::Mode(mode)) if mode == "none" => Ok(None),
-        Some(ToolChoice::Mode(mode)) if mode != "required" => {
-            Err(ApiError::invalid("tool_choice", "tool_choice: must be 'none', 'auto', 'required' or name a tool."))
-        }
-        Some(_) => Err(ApiError::unsupported(
-            "tool_choice",
-            "tool_choice: forcing a call is not supported yet; use 'auto' or 'none'.",
-        )),
-    }
-}
-
-/// Token ids from outside, each in the vocabulary.
-///
-/// # Errors
-/// 400 that names the id's place.
-pub fn token_ids(path: &str, ids: Vec<i64>, vocab: usize) -> Result<Vec<u32>, ApiError> {
-    let check = |(at, id): (usize, i64)| match u32::try_from(id) {
-        Ok(id) if (id as usize) < vocab => Ok(id),
-        _ => {
-            let path = format!("{path}[{at}]");
-            Err(ApiError::invalid(
-                path.clone(),
-                format!("{path}: {id} is no token id; they go from 0 to {}.", vocab - 1),
-            ))
-        }
-    };
-    ids.into_iter().enumerate().map(check).collect()
-}
-
 fn job(
     server: &Server,
     common: Common,
@@ -285,166 +219,6 @@ fn job(
             ..TextRequest::new(Prompt::Tokens(vec![]), sampling)
         },
     })
-}
-
-fn sampling(
-    server: &Server,
-    common: &Common,
-    max_tokens: Option<usize>,
-    logprobs: Option<usize>,
-) -> Result<Sampling, ApiError> {
-    let vocab = server.engine().spec().vocab;
-    let Defaults { temperature, top_p, top_k, min_p, repetition_penalty } = server.app.defaults;
-    let top_p = number("top_p", common.top_p, 0.0, 1.0)?.unwrap_or(top_p);
-    let top_k = match common.top_k {
-        None => top_k,
-        Some(k) => match integer("top_k", k, -1, i64::from(u32::MAX))? {
-            -1 | 0 => 0,
-            k if k as usize >= vocab => 0,
-            k => k as usize,
-        },
-    };
-    let min_tokens = common.min_tokens.unwrap_or(0);
-    let most = max_tokens.unwrap_or(server.engine().max_model_len());
-    let min_tokens = integer("min_tokens", min_tokens, 0, most as i64)? as usize;
-    let stop_ids = common.stop_token_ids.clone().unwrap_or_default();
-    if stop_ids.len() > MAX_STOP_IDS {
-        let message = format!("stop_token_ids: has {} ids; {MAX_STOP_IDS} are allowed.", stop_ids.len());
-        return Err(ApiError::invalid("stop_token_ids", message));
-    }
-    Ok(Sampling {
-        temperature: number("temperature", common.temperature, 0.0, 2.0)?.unwrap_or(temperature),
-        // A nucleus of nothing still holds its first token.
-        top_p: top_p.max(f32::MIN_POSITIVE),
-        top_k,
-        min_p: number("min_p", common.min_p, 0.0, 1.0)?.unwrap_or(min_p),
-        repetition_penalty: number("repetition_penalty", common.repetition_penalty, 0.01, 100.0)?
-            .unwrap_or(repetition_penalty),
-        presence_penalty: number("presence_penalty", common.presence_penalty, -2.0, 2.0)?.unwrap_or(0.0),
-        frequency_penalty: number("frequency_penalty", common.frequency_penalty, -2.0, 2.0)?.unwrap_or(0.0),
-        logit_bias: logit_bias(common.logit_bias.as_ref(), vocab)?,
-        seed: common.seed.map_or_else(|| server.seed(), i64::cast_unsigned),
-        logprobs,
-        max_tokens,
-        min_tokens,
-        stop_ids: token_ids("stop_token_ids", stop_ids, vocab)?,
-        ignore_eos: common.ignore_eos.unwrap_or(false),
-    })
-}
-
-fn message(at: usize, message: ChatMessage) -> Result<Message, ApiError> {
-    let path = |field: &str| format!("messages[{at}].{field}");
-    let role = match message.role.as_str() {
-        "developer" => "system",
-        "system" | "user" | "assistant" | "tool" => &message.role,
-        other => {
-            let text = format!(
-                "{}: '{other}' is no role; use 'system', 'developer', 'user', 'assistant' or 'tool'.",
-                path("role")
-            );
-            return Err(ApiError::invalid(path("role"), text));
-        }
-    };
-    let content = match message.content {
-        Content::Null if role != "assistant" => {
-            let text = format!("{}: a message of the role '{role}' needs content.", path("content"));
-            return Err(ApiError::invalid(path("content"), text));
-        }
-        Content::Null => None,
-        Content::Text(text) => Some(text),
-        Content::Parts(parts) => {
-            let mut texts = Vec::with_capacity(parts.len());
-            for (i, part) in parts.into_iter().enumerate() {
-                let (path, text) = match part.kind.as_str() {
-                    "text" => (format!("messages[{at}].content[{i}].text"), part.text),
-                    "refusal" => (format!("messages[{at}].content[{i}].refusal"), part.refusal),
-                    other => {
-                        let path = format!("messages[{at}].content[{i}].type");
-                        let text = format!("{path}: '{other}' is not supported; this model reads text only.");
-                        return Err(ApiError::unsupported(path, text));
-                    }
-                };
-                texts.push(text.ok_or_else(|| ApiError::invalid(path.clone(), format!("{path}: must be a string.")))?);
-            }
-            Some(texts.join("\n"))
-        }
-    };
-    let mut extra = serde_json::Map::new();
-    if let Some(name) = message.name {
-        extra.insert("name".into(), name.into());
-    }
-    if let Some(id) = message.tool_call_id {
-        extra.insert("tool_call_id".into(), id.into());
-    }
-    if let Some(text) = message.reasoning_content {
-        extra.insert("reasoning_content".into(), text.into());
-    }
-    if let Some(calls) = message.tool_calls.filter(|c| !c.is_empty()) {
-        let mut described = Vec::with_capacity(calls.len());
-        for (i, call) in calls.into_iter().enumerate() {
-            if call.kind.as_ref().is_some_and(|k| k != "function") {
-                let path = format!("messages[{at}].tool_calls[{i}].type");
-                return Err(ApiError::unsupported(path.clone(), format!("{path}: must be 'function'.")));
-            }
-            described.push(json!({
-                "id": call.id.unwrap_or_default(),
-                "type": "function",
-                "function": {"name": call.function.name, "arguments": call.function.arguments.unwrap_or_else(|| "{}".into())},
-            }));
-        }
-        extra.insert("tool_calls".into(), described.into());
-    }
-    Ok(Message { role: role.to_owned(), content, extra })
-}
-
-fn stop_texts(stops: &[String]) -> Result<Vec<String>, ApiError> {
-    if stops.len() > MAX_STOPS {
-        return Err(ApiError::invalid("stop", format!("stop: has {} texts; {MAX_STOPS} are allowed.", stops.len())));
-    }
-    if stops.iter().any(|s| s.is_empty() || s.len() > MAX_STOP_BYTES) {
-        return Err(ApiError::invalid("stop", format!("stop: each text must have 1 to {MAX_STOP_BYTES} bytes.")));
-    }
-    Ok(stops.to_vec())
-}
-
-fn logit_bias(biases: Option<&BTreeMap<String, f64>>, vocab: usize) -> Result<BTreeMap<u32, f32>, ApiError> {
-    let biases = biases.into_iter().flatten();
-    let mut checked = BTreeMap::new();
-    for (key, bias) in biases {
-        let id = key.parse().ok().filter(|id: &u32| (*id as usize) < vocab).ok_or_else(|| {
-            let message = format!("logit_bias: '{key}' is no token id; they go from 0 to {}.", vocab - 1);
-            ApiError::invalid("logit_bias", message)
-        })?;
-        if !(-100.0..=100.0).contains(bias) {
-            return Err(ApiError::invalid("logit_bias", format!("logit_bias: {bias} is not from -100 to 100.")));
-        }
-        checked.insert(id, *bias as f32);
-        if checked.len() > MAX_BIASES {
-            return Err(ApiError::invalid("logit_bias", format!("logit_bias: {MAX_BIASES} entries are allowed.")));
-        }
-    }
-    Ok(checked)
-}
-
-/// More than the context can never be; what a prompt leaves of it is found when it is known.
-fn max_tokens(server: &Server, param: &str, value: i64) -> Result<usize, ApiError> {
-    integer(param, value, 1, server.engine().max_model_len() as i64).map(|n| n as usize)
-}
-
-fn integer(param: &str, value: i64, low: i64, high: i64) -> Result<i64, ApiError> {
-    if (low..=high).contains(&value) {
-        return Ok(value);
-    }
-    Err(ApiError::invalid(param, format!("{param}: {value} is not from {low} to {high}.")))
-}
-
-fn number(param: &str, value: Option<f64>, low: f64, high: f64) -> Result<Option<f32>, ApiError> {
-    match value {
-        Some(v) if !(low..=high).contains(&v) => {
-            Err(ApiError::invalid(param, format!("{param}: {v} is not from {low} to {high}.")))
-        }
-        value => Ok(value.map(|v| v as f32)),
-    }
 }
 
 /// Text so long that it cannot fit, whatever its tokens are, is refused before time goes into encoding it.
@@ -501,15 +275,4 @@ fn is_empty(prompt: &Prompt) -> bool {
         Prompt::Tokens(ids) => ids.is_empty(),
         Prompt::Chat(_) => false,
     }
-}
-
-/// The first choice has the request's seed; the others one that follows from it (the finaliser of SplitMix64).
-fn choice_seed(seed: u64, i: usize) -> u64 {
-    if i == 0 {
-        return seed;
-    }
-    let mut z = seed.wrapping_add((i as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15));
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
 }

@@ -2,8 +2,10 @@
 
 mod convert;
 mod errors;
+mod messages;
 mod reply;
 mod routes;
+mod sampling;
 mod stream;
 mod types;
 

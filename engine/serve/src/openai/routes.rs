@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use super::convert::{self, Job, Shape};
 use super::reply::{Asked, Choice, Reply};
 use super::types::{Chat, Common, Completion, Detokenize, Tokenize, parse};
-use super::{ApiError, stream};
+use super::{ApiError, messages, sampling, stream};
 use crate::app::Server;
 
 /// Bodies up to this size are parsed and tokenised where they arrive: handing them over would take longer.
@@ -115,8 +115,8 @@ async fn tokenize(State(server): State<Arc<Server>>, body: Body) -> Result<Respo
         let tokens = match (request.prompt, request.messages) {
             (Some(prompt), None) => text.encode(&prompt, request.add_special_tokens.unwrap_or(true)),
             (None, Some(messages)) => text.encode_chat(&Conversation {
-                messages: convert::messages(messages)?,
-                tools: convert::tools(request.tools, None)?,
+                messages: messages::messages(messages)?,
+                tools: messages::tools(request.tools, None)?,
                 add_generation_prompt: request.add_generation_prompt.unwrap_or(true),
                 kwargs: request.chat_template_kwargs.unwrap_or_default(),
                 now: i64::try_from(server.now()).ok(),
@@ -141,7 +141,7 @@ async fn detokenize(State(server): State<Arc<Server>>, body: Body) -> Result<Res
         let request: Detokenize = parse(body)?;
         server.model(request.model.as_deref())?;
         let text = server.app.frontend.text();
-        let tokens = convert::token_ids("tokens", request.tokens, server.engine().spec().vocab)?;
+        let tokens = sampling::token_ids("tokens", request.tokens, server.engine().spec().vocab)?;
         Ok(json!({"prompt": text.decode(&tokens, request.skip_special_tokens.unwrap_or(false))}))
     });
     Ok(axum::Json(answer.await?).into_response())

@@ -1,0 +1,165 @@
+//! Owns the ranges of sampling parameters and their way into the engine's. Errors name the field as it was sent.
+
+use std::collections::BTreeMap;
+
+use dualgauge::Sampling;
+
+use super::ApiError;
+use super::types::Common;
+use crate::app::{Defaults, Server};
+
+const MAX_STOPS: usize = 16;
+const MAX_STOP_BYTES: usize = 1024;
+const MAX_STOP_IDS: usize = 128;
+const MAX_BIASES: usize = 1024;
+
+pub fn sampling(
+    server: &Server,
+    common: &Common,
+    max_tokens: Option<usize>,
+    logprobs: Option<usize>,
+) -> Result<Sampling, ApiError> {
+    let vocab = server.engine().spec().vocab;
+    let Defaults { temperature, top_p, top_k, min_p, repetition_penalty } = server.app.defaults;
+    let top_p = number("top_p", common.top_p, 0.0, 1.0)?.unwrap_or(top_p);
+    let top_k = match common.top_k {
+        None => top_k,
+        Some(k) => match integer("top_k", k, -1, i64::from(u32::MAX))? {
+            -1 | 0 => 0,
+            k if k as usize >= vocab => 0,
+            k => k as usize,
+        },
+    };
+    let min_tokens = common.min_tokens.unwrap_or(0);
+    let most = max_tokens.unwrap_or(server.engine().max_model_len());
+    let min_tokens = integer("min_tokens", min_tokens, 0, most as i64)? as usize;
+    let stop_ids = common.stop_token_ids.clone().unwrap_or_default();
+    if stop_ids.len() > MAX_STOP_IDS {
+        let message = format!("stop_token_ids: has {} ids; {MAX_STOP_IDS} are allowed.", stop_ids.len());
+        return Err(ApiError::invalid("stop_token_ids", message));
+    }
+    Ok(Sampling {
+        temperature: number("temperature", common.temperature, 0.0, 2.0)?.unwrap_or(temperature),
+        // A nucleus of nothing still holds its first token.
+        top_p: top_p.max(f32::MIN_POSITIVE),
+        top_k,
+        min_p: number("min_p", common.min_p, 0.0, 1.0)?.unwrap_or(min_p),
+        repetition_penalty: number("repetition_penalty", common.repetition_penalty, 0.01, 100.0)?
+            .unwrap_or(repetition_penalty),
+        presence_penalty: number("presence_penalty", common.presence_penalty, -2.0, 2.0)?.unwrap_or(0.0),
+        frequency_penalty: number("frequency_penalty", common.frequency_penalty, -2.0, 2.0)?.unwrap_or(0.0),
+        logit_bias: logit_bias(common.logit_bias.as_ref(), vocab)?,
+        seed: common.seed.map_or_else(|| server.seed(), i64::cast_unsigned),
+        logprobs,
+        max_tokens,
+        min_tokens,
+        stop_ids: token_ids("stop_token_ids", stop_ids, vocab)?,
+        ignore_eos: common.ignore_eos.unwrap_or(false),
+    })
+}
+
+/// Token ids from outside, each in the vocabulary.
+///
+/// # Errors
+/// 400 that names the id's place.
+pub fn token_ids(path: &str, ids: Vec<i64>, vocab: usize) -> Result<Vec<u32>, ApiError> {
+    let check = |(at, id): (usize, i64)| match u32::try_from(id) {
+        Ok(id) if (id as usize) < vocab => Ok(id),
+        _ => {
+            let path = format!("{path}[{at}]");
+            Err(ApiError::invalid(
+                path.clone(),
+                format!("{path}: {id} is no token id; they go from 0 to {}.", vocab - 1),
+            ))
+        }
+    };
+    ids.into_iter().enumerate().map(check).collect()
+}
+
+/// More than the context can never be; what a prompt leaves of it is found when it is known.
+pub fn max_tokens(server: &Server, param: &str, value: i64) -> Result<usize, ApiError> {
+    integer(param, value, 1, server.engine().max_model_len() as i64).map(|n| n as usize)
+}
+
+pub fn stop_texts(stops: &[String]) -> Result<Vec<String>, ApiError> {
+    if stops.len() > MAX_STOPS {
+        return Err(ApiError::invalid("stop", format!("stop: has {} texts; {MAX_STOPS} are allowed.", stops.len())));
+    }
+    if stops.iter().any(|s| s.is_empty() || s.len() > MAX_STOP_BYTES) {
+        return Err(ApiError::invalid("stop", format!("stop: each text must have 1 to {MAX_STOP_BYTES} bytes.")));
+    }
+    Ok(stops.to_vec())
+}
+
+fn logit_bias(biases: Option<&BTreeMap<String, f64>>, vocab: usize) -> Result<BTreeMap<u32, f32>, ApiError> {
+    let biases = biases.into_iter().flatten();
+    let mut checked = BTreeMap::new();
+    for (key, bias) in biases {
+        let id = key.parse().ok().filter(|id: &u32| (*id as usize) < vocab).ok_or_else(|| {
+            let message = format!("logit_bias: '{key}' is no token id; they go from 0 to {}.", vocab - 1);
+            ApiError::invalid("logit_bias", message)
+        })?;
+        if !(-100.0..=100.0).contains(bias) {
+            return Err(ApiError::invalid("logit_bias", format!("logit_bias: {bias} is not from -100 to 100.")));
+        }
+        checked.insert(id, *bias as f32);
+        if checked.len() > MAX_BIASES {
+            return Err(ApiError::invalid("logit_bias", format!("logit_bias: {MAX_BIASES} entries are allowed.")));
+        }
+    }
+    Ok(checked)
+}
+
+pub fn integer(param: &str, value: i64, low: i64, high: i64) -> Result<i64, ApiError> {
+    if (low..=high).contains(&value) {
+        return Ok(value);
+    }
+    Err(ApiError::invalid(param, format!("{param}: {value} is not from {low} to {high}.")))
+}
+
+fn number(param: &str, value: Option<f64>, low: f64, high: f64) -> Result<Option<f32>, ApiError> {
+    match value {
+        Some(v) if !(low..=high).contains(&v) => {
+            Err(ApiError::invalid(param, format!("{param}: {v} is not from {low} to {high}.")))
+        }
+        value => Ok(value.map(|v| v as f32)),
+    }
+}
+
+/// The first choice has the request's seed; the others one that follows from it (the finaliser of SplitMix64).
+pub fn choice_seed(seed: u64, i: usize) -> u64 {
+    if i == 0 {
+        return seed;
+    }
+    let mut z = seed.wrapping_add((i as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn seeds_of_choices_differ_and_the_first_is_the_requests() {
+        let seeds: std::collections::HashSet<u64> = (0..128).map(|i| choice_seed(7, i)).collect();
+        assert_eq!((seeds.len(), choice_seed(7, 0)), (128, 7));
+    }
+
+    #[test]
+    fn ranges_hold_their_ends() {
+        assert_eq!(number("x", Some(2.0), 0.0, 2.0), Ok(Some(2.0)));
+        assert_eq!(number("x", None, 0.0, 2.0), Ok(None));
+        assert!(number("x", Some(2.0000001), 0.0, 2.0).is_err());
+        assert!(number("x", Some(f64::NAN), 0.0, 2.0).is_err());
+        assert!(integer("x", 0, 1, 9).is_err() && integer("x", 10, 1, 9).is_err() && integer("x", 9, 1, 9).is_ok());
+    }
+
+    #[test]
+    fn biases_are_bounded() {
+        let biases = |n: u32| (0..n).map(|i| (i.to_string(), 1.0)).collect::<BTreeMap<_, _>>();
+        assert_eq!(logit_bias(Some(&biases(1024)), 5000).map(|b| b.len()), Ok(1024));
+        assert!(logit_bias(Some(&biases(1025)), 5000).is_err());
+    }
+}
