@@ -48,10 +48,6 @@ impl Stand {
         self.folder.join("neuronx-cc")
     }
 
-    pub fn cache(&self) -> PathBuf {
-        self.folder.join("cache")
-    }
-
     /// Adds a setting (see [`crate::config::Config`]); read when the library is opened.
     ///
     /// # Errors
@@ -75,6 +71,22 @@ impl Stand {
     /// How often the compiler ran.
     pub fn compilations(&self) -> usize {
         fs::read_to_string(beside(&self.compiler(), "log")).map_or(0, |log| log.lines().count())
+    }
+
+    /// Makes every compilation from now on end with this error.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn fail_compiler(&self, error: &str) -> io::Result<()> {
+        fs::write(beside(&self.compiler(), "fail"), error)
+    }
+
+    /// Takes [`Self::fail_compiler`] back.
+    ///
+    /// # Errors
+    /// When it was not told to fail.
+    pub fn mend_compiler(&self) -> io::Result<()> {
+        fs::remove_file(beside(&self.compiler(), "fail"))
     }
 
     /// `None` while the runtime was not closed.
