@@ -2,7 +2,7 @@
 //! oracle.
 
 use dualgauge_kernels::{
-    Backend, Batch, BatchShape, Format, HostTensor, KvSpec, Output, Recorder, Shape, Tail, Value, Weight,
+    Backend, Batch, BatchShape, Format, HostTensor, KvSpec, Output, Program, Recorder, Shape, Tail, Value, Weight,
 };
 
 use crate::{Random, TestDevice, Tolerance, assert_close, for_each_device};
@@ -25,9 +25,14 @@ impl Allowed {
 
 /// Runs the case on every device and compares with the oracle. `what` says shapes and options.
 pub fn check(op: &str, what: &str, seed: u64, tokens: usize, allowed: Allowed, build: &dyn Fn(&mut Case<'_>) -> Value) {
-    let wanted = run(&TestDevice::reference(), seed, tokens, build);
+    let (wanted, program) = run_with(&TestDevice::reference(), seed, tokens, WHOLE, &[], build);
+    let wanted = wanted.logits.expect("asked for");
     assert!(wanted.iter().all(|v| v.is_finite()), "{op} {what}, seed {seed}: the oracle's own result is not finite");
     for_each_device(&format!("{op} {what}, seed {seed}"), |device| {
+        if let Some(lack) = device.lacks(&program) {
+            eprintln!("skipped {op} on {}: it lacks {lack}", device.name);
+            return;
+        }
         let held = run(device, seed, tokens, build);
         let name = format!("{op} on {}: {tokens} tokens, {what}, seed {seed}", device.name);
         let relative = if device.is_exact() { allowed.exact } else { allowed.native };
@@ -38,8 +43,10 @@ pub fn check(op: &str, what: &str, seed: u64, tokens: usize, allowed: Allowed, b
 /// Runs one step of `tokens` tokens at random positions of one sequence and returns the value that `build` makes,
 /// flattened to a row a token.
 pub fn run(device: &TestDevice, seed: u64, tokens: usize, build: &dyn Fn(&mut Case<'_>) -> Value) -> Vec<f32> {
-    run_with(device, seed, tokens, Tail { logits: true, ..Tail::default() }, &[], build).logits.expect("asked for")
+    run_with(device, seed, tokens, WHOLE, &[], build).0.logits.expect("asked for")
 }
+
+const WHOLE: Tail = Tail { top_k: 0, logits: true, masked: false };
 
 /// As [`run`], with another tail and masks.
 pub fn run_with(
@@ -49,7 +56,7 @@ pub fn run_with(
     tail: Tail,
     masks: &[u32],
     build: &dyn Fn(&mut Case<'_>) -> Value,
-) -> Output {
+) -> (Output, Program) {
     let mut backend = device.open();
     let (block_tokens, dtype) = (backend.limits().block_tokens, backend.limits().kv_dtype);
     let mut random = Random::new(seed);
@@ -78,7 +85,7 @@ pub fn run_with(
     let program = g.finish(logits, tail).expect("records");
     let id = backend.compile(&program).expect("compiles");
     let ticket = backend.launch(id, &batch).expect("launches");
-    backend.wait(ticket).expect("runs")
+    (backend.wait(ticket).expect("runs"), program)
 }
 
 /// Records one case on one device: inputs and weights come from the seed, so that each device gets the same.

@@ -2,9 +2,11 @@
 
 use std::io::Write as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Once;
+use std::sync::{Once, OnceLock};
 
-use dualgauge_kernels::{Backend, DeviceKind, DeviceSpec, Precision, isa_paths, open};
+use dualgauge_kernels::{Backend, CudaOptions, DType, DeviceKind, DeviceSpec, Op, Precision, Program, isa_paths, open};
+
+use crate::cuda_sim;
 
 /// A device and the way it is opened.
 #[derive(Clone, Debug)]
@@ -33,11 +35,45 @@ impl TestDevice {
         all
     }
 
+    /// The CUDA back end, in both precisions: on the machine's GPU where it has one, else on the emulator.
+    ///
+    /// # Errors
+    /// Why there is neither.
+    pub fn cudas() -> Result<Vec<Self>, String> {
+        static REAL: OnceLock<bool> = OnceLock::new();
+        let kind = DeviceKind::Cuda(0);
+        // Asked once, before the emulator is loaded under the driver's name.
+        let real = *REAL.get_or_init(|| open(&DeviceSpec { kind, ..DeviceSpec::default() }).is_ok());
+        let library = if real { None } else { Some(cuda_sim::library()?) };
+        let label = if real { "cuda:0" } else { "cuda (emulated)" };
+        let cuda = CudaOptions { library, ..CudaOptions::default() };
+        let spec = |precision| DeviceSpec { kind, precision, cuda: cuda.clone(), ..DeviceSpec::default() };
+        Ok([(Precision::Exact, "exact"), (Precision::Native, "native")]
+            .map(|(precision, name)| Self { name: format!("{label} {name}"), spec: spec(precision) })
+            .into())
+    }
+
+    /// What the device lacks of a program: a weight format, say. Such a check is skipped, by name.
+    pub fn lacks(&self, program: &Program) -> Option<String> {
+        let DeviceKind::Cuda(_) = self.spec.kind else { return None };
+        let cast = program.nodes.iter().any(|n| matches!(n.op, Op::Cast { .. }) && n.dtype != DType::F32);
+        if cast {
+            return Some("values of 16 bits".into());
+        }
+        let weights = program.nodes.iter().flat_map(|n| n.op.weights());
+        let format = weights.map(|w| w.format).find(|f| f.is_quantised());
+        format.map(|f| format!("weights in {f}"))
+    }
+
     /// Every device that computes and is present, the reference first.
     pub fn present() -> Vec<Self> {
-        let accelerators = [("cuda:0", DeviceKind::Cuda(0)), ("neuron", DeviceKind::Neuron)];
+        let accelerators = [("neuron", DeviceKind::Neuron)];
         let mut all = vec![Self::reference()];
         all.extend(Self::cpus());
+        match Self::cudas() {
+            Ok(devices) => all.extend(devices),
+            Err(reason) => skipped(DeviceKind::Cuda(0), "cuda", &reason),
+        }
         for (name, kind) in accelerators {
             let device = Self { name: name.into(), spec: DeviceSpec { kind, ..DeviceSpec::default() } };
             match open(&device.spec) {

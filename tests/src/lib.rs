@@ -3,6 +3,7 @@
 
 pub mod case;
 pub mod compare;
+pub mod cuda_sim;
 pub mod devices;
 pub mod driver;
 pub mod http;

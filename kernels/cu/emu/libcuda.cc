@@ -14,6 +14,7 @@
 #include "../attention.cu"
 #include "../elementwise.cu"
 #include "../linear.cu"
+#include "../moe.cu"
 #include "../norm.cu"
 #include "../tail.cu"
 
@@ -37,6 +38,8 @@ static Kernel kernels[] = {
     K(embed_f32),    K(embed_f16),   K(embed_bf16),    K(gated_act),   K(clamped_swiglu), K(add),          K(mul),
     K(scale),        K(softcap),     K(narrow),        K(select_rows), K(rope),           K(rms_norm),     K(layer_norm),
     K(linear_mma),   K(linear_f32),  K(linear_f16),    K(linear_bf16), K(store_kv_f32),   K(store_kv_bf16), K(attend_f32),
+    K(router),       K(experts_gate_up_f32), K(experts_gate_up_f16), K(experts_gate_up_bf16),
+    K(experts_down_f32), K(experts_down_f16), K(experts_down_bf16),
     K(attend_bf16),  K(combine_splits), K(mask_logits), K(argmax),     K(top_k),          K(log_sum_exp),
 };
 
@@ -47,8 +50,7 @@ struct Launch {
 };
 typedef std::vector<Launch> Graph;
 static std::recursive_mutex one_at_a_time; // the emulator's state is global
-static bool capturing;
-static Graph captured;
+static std::map<void*, Graph> capturing; // by stream
 static std::map<Pointer, size_t> allocations;
 static const size_t MEMORY_BYTES = 8ull << 30;
 static size_t used_bytes;
@@ -117,7 +119,12 @@ API cuMemcpyDtoH_v2(void* d, Pointer s, size_t n) { CALL; memcpy(d, (void*)s, n)
 API cuMemcpyDtoHAsync_v2(void* d, Pointer s, size_t n, void*) { CALL; memcpy(d, (void*)s, n); return 0; }
 API cuMemsetD8_v2(Pointer d, unsigned char v, size_t n) { CALL; memset((void*)d, v, n); return 0; }
 API cuMemsetD8Async(Pointer d, unsigned char v, size_t n, void*) { CALL; memset((void*)d, v, n); return 0; }
-API cuStreamCreate(void** s, unsigned) { CALL; *s = (void*)2; return 0; }
+API cuStreamCreate(void** s, unsigned) {
+  CALL;
+  static size_t streams;
+  *s = (void*)++streams;
+  return 0;
+}
 API cuStreamDestroy_v2(void*) { return 0; }
 API cuStreamSynchronize(void*) { CALL; return 0; }
 API cuModuleLoadData(void** m, const void*) { CALL; *m = (void*)4; return 0; }
@@ -132,17 +139,23 @@ API cuModuleGetFunction(void** f, void*, const char* name) {
   return 500; // not found
 }
 API cuFuncSetAttribute(void*, int, int) { return 0; }
-API cuLaunchKernel(void* f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned shared_bytes, void*,
+API cuLaunchKernel(void* f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned shared_bytes, void* stream,
                    void** arguments, void**) {
   CALL;
-  if (!gx || !gy || !gz || gy > 65535 || gz > 65535 || !(bx * by * bz) || bx * by * bz > 1024 || shared_bytes > 232448) return 1;
+  if (!gx || !gy || !gz || gy > 65535 || gz > 65535 || bx * by * bz == 0 || bx * by * bz > 1024 || shared_bytes > 232448) return 1;
   Launch l{dim3(gx, gy, gz), dim3(bx, by, bz), shared_bytes, ((Kernel*)f)->bind(arguments)};
-  if (capturing) captured.push_back(std::move(l));
-  else run(l);
+  auto capture = capturing.find(stream);
+  if (capture == capturing.end()) run(l);
+  else capture->second.push_back(std::move(l));
   return 0;
 }
-API cuStreamBeginCapture_v2(void*, int) { CALL; capturing = true; captured.clear(); return 0; }
-API cuStreamEndCapture(void*, void** g) { CALL; capturing = false; *g = new Graph(std::move(captured)); return 0; }
+API cuStreamBeginCapture_v2(void* stream, int) { CALL; capturing[stream].clear(); return 0; }
+API cuStreamEndCapture(void* stream, void** g) {
+  CALL;
+  *g = new Graph(std::move(capturing[stream]));
+  capturing.erase(stream);
+  return 0;
+}
 API cuGraphInstantiateWithFlags(void** e, void* g, Pointer) { CALL; *e = new Graph(*(Graph*)g); return 0; }
 API cuGraphLaunch(void* e, void*) {
   CALL;

@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
 use std::panic::catch_unwind;
+use std::path::Path;
 use std::sync::Arc;
 
 use cudarc::driver::result::{self, DriverError};
@@ -33,6 +34,16 @@ pub(super) struct Device {
 unsafe impl Send for Device {}
 // SAFETY: as above; the driver locks internally.
 unsafe impl Sync for Device {}
+
+/// Opens a driver library for good, so that it is found under its own name from now on.
+pub(super) fn load(library: &Path) -> Result<()> {
+    use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
+    // SAFETY: the caller names a CUDA driver or its stand-in.
+    let opened = unsafe { Library::open(Some(library), RTLD_NOW | RTLD_GLOBAL) };
+    let reason = "the driver library that was named cannot be opened";
+    std::mem::forget(opened.map_err(|_| Error::Unavailable { device: DEVICE.into(), reason: reason.into() })?);
+    Ok(())
+}
 
 /// The number of devices, or why there is none. The gate before every other call: it never panics.
 pub(super) fn probe() -> std::result::Result<usize, String> {

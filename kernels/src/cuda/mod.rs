@@ -11,6 +11,7 @@ mod pack;
 mod plan;
 mod staging;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 pub use nvrtc::{Cubin, compile_kernels, kernel_source_hash};
@@ -29,6 +30,8 @@ use crate::{
 pub struct CudaOptions {
     /// Launch kernels one by one instead of replaying captured graphs: the same bits, for debugging.
     pub direct: bool,
+    /// A driver library to use in place of the system's `libcuda.so.1`: the emulator, in tests.
+    pub library: Option<PathBuf>,
 }
 
 /// The number of CUDA devices, or the sentence that says why there is none.
@@ -37,6 +40,9 @@ pub(crate) fn probe() -> std::result::Result<usize, String> {
 }
 
 pub(crate) fn open(spec: &DeviceSpec) -> Result<Box<dyn Backend>> {
+    if let Some(library) = &spec.cuda.library {
+        driver::load(library)?;
+    }
     let ordinal = if let DeviceKind::Cuda(n) = spec.kind { n } else { 0 };
     let device = Device::open(ordinal)?;
     let (major, minor) = device.compute_capability;

@@ -8,10 +8,11 @@ use std::path::Path;
 use cudarc::nvrtc::sys;
 
 /// Every kernel, by file name; `dev.cuh` is their only include.
-pub(super) const SOURCES: [(&str, &str); 5] = [
+pub(super) const SOURCES: [(&str, &str); 6] = [
     ("attention.cu", include_str!("../../cu/attention.cu")),
     ("elementwise.cu", include_str!("../../cu/elementwise.cu")),
     ("linear.cu", include_str!("../../cu/linear.cu")),
+    ("moe.cu", include_str!("../../cu/moe.cu")),
     ("norm.cu", include_str!("../../cu/norm.cu")),
     ("tail.cu", include_str!("../../cu/tail.cu")),
 ];

@@ -3,7 +3,7 @@
 
 use crate::cuda::driver::{Argument, Function, Launch};
 use crate::cuda::staging::Staging;
-use crate::op::{Act, AttnSpec, RopeSpec};
+use crate::op::{Act, AttnSpec, ExpertsSpec, RopeSpec, RouterGroups, RouterScore, RouterSpec};
 use crate::{Arena, DType, Error, Format, KvSpec, Op, Precision, Program, Result, Shape, Value, Weight, WeightId};
 
 use Argument::{Address, F32, U32};
@@ -21,9 +21,14 @@ const TILE_K: usize = 32;
 const PLAIN_ROWS: usize = 8;
 const PLAIN_COLUMNS: usize = 4;
 
-/// Bytes of device memory a program needs beside weights and cache: values, then attention's split sums.
+/// Bytes of device memory a program needs beside weights and cache: values, then scratch of one operation at a time.
 pub(super) fn arena_bytes(program: &Program, arena: &Arena) -> usize {
-    arena.peak_bytes + scratch(program).0 + scratch(program).1
+    let inner = program.nodes.iter().map(|n| match n.op {
+        Op::Experts { route, spec, .. } => program.node(route).shape.elements() * spec.down.shape.last() * 4,
+        _ => 0,
+    });
+    let (sums, weights) = scratch(program);
+    arena.peak_bytes + inner.max().unwrap_or(0).max(sums + weights)
 }
 
 /// Where things lie and which kernels there are: what addresses are made from.
@@ -120,7 +125,8 @@ impl Planner<'_> {
                 self.rows("top_k", shape.first(), 256, &[out, self.at(x), u(self.program.vocab()), u(k)])
             }
             Op::LogSumExp { x } => self.rows("log_sum_exp", last, 256, &[out, self.at(x), u(self.program.vocab())]),
-            Op::Router { .. } | Op::Experts { .. } => Err(crate::backend::unsupported("cuda", op)),
+            Op::Router { logits, spec } => self.router(out, logits, &spec, total),
+            Op::Experts { x, route, spec } => self.experts(out, x, route, &spec, shape),
         }
     }
 
@@ -208,6 +214,69 @@ impl Planner<'_> {
         Ok(launches)
     }
 
+    fn router(&mut self, out: Argument, logits: Value, spec: &RouterSpec, total: usize) -> Result<Vec<Launch>> {
+        let experts = self.program.node(logits).shape.last();
+        let groups = spec.groups.unwrap_or(RouterGroups { groups: 1, kept: 1 });
+        let arguments = [
+            out,
+            self.at(logits),
+            self.optional(spec.bias),
+            u(experts),
+            u(spec.top_k),
+            U32(match spec.score {
+                RouterScore::Softmax => 0,
+                RouterScore::SoftmaxChosen => 1,
+                RouterScore::Sigmoid => 2,
+            }),
+            U32(spec.normalise.into()),
+            F32(spec.scale),
+            u(groups.groups),
+            u(groups.kept),
+        ];
+        let shared = (2 * experts + groups.groups) * 4;
+        self.launch("router", (total / spec.top_k, 1, 1), 32, shared, &arguments)
+    }
+
+    fn experts(&mut self, out: Argument, x: Value, route: Value, spec: &ExpertsSpec, shape: Shape) -> Result<Vec<Launch>> {
+        let (tokens, hidden, width) = (shape.first(), shape.last(), spec.down.shape.last());
+        let top_k = self.program.node(route).shape.last();
+        let (gate_up, down) = match (spec.gate_up.format, spec.down.format) {
+            (Format::F32, Format::F32) => ("experts_gate_up_f32", "experts_down_f32"),
+            (Format::F16, Format::F16) => ("experts_gate_up_f16", "experts_down_f16"),
+            (Format::Bf16, Format::Bf16) => ("experts_gate_up_bf16", "experts_down_bf16"),
+            (other, _) => return Err(no_format(other)),
+        };
+        let inner = Address(self.arena_address + self.arena.peak_bytes as u64);
+        let (alpha, limit) = if let Act::ClampedSwiglu { alpha, limit } = spec.act { (alpha, limit) } else { (0.0, 0.0) };
+        let made = [
+            inner,
+            self.at(x),
+            self.at(route),
+            self.weight(spec.gate_up),
+            self.optional(spec.gate_up_bias),
+            u(top_k),
+            u(hidden),
+            u(width),
+            U32(number(spec.act)),
+            U32(spec.interleaved.into()),
+            F32(alpha),
+            F32(limit),
+        ];
+        let mut launches = self.launch(gate_up, (tokens * top_k, width.div_ceil(4), 1), 128, 0, &made)?;
+        let summed = [
+            out,
+            inner,
+            self.at(route),
+            self.weight(spec.down),
+            self.optional(spec.down_bias),
+            u(top_k),
+            u(hidden),
+            u(width),
+        ];
+        launches.extend(self.launch(down, (tokens, hidden.div_ceil(4), 1), 128, 0, &summed)?);
+        Ok(launches)
+    }
+
     fn pairwise(&mut self, name: &'static str, out: Argument, a: Value, b: Value, total: usize) -> Result<Vec<Launch>> {
         let width = self.program.node(b).shape.elements();
         self.elements(name, total, &[out, self.at(a), self.at(b), u(width), u(total)])
@@ -289,7 +358,8 @@ fn number(act: Act) -> u32 {
         Act::Gelu => 1,
         Act::GeluTanh => 2,
         Act::Relu => 3,
-        Act::Relu2 | Act::ClampedSwiglu { .. } => 4,
+        Act::Relu2 => 4,
+        Act::ClampedSwiglu { .. } => 5,
     }
 }
 
