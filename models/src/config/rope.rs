@@ -208,3 +208,89 @@ fn divisors(keys: &Keys, factors: Vec<f64>, dim: usize) -> Result<RopeScaling> {
     }
     Ok(RopeScaling::Factors(factors.into_iter().map(|f| f as f32).collect()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(json: &str, head_dim: usize, context: usize) -> RopeTable {
+        let keys = Keys::parse("config.json", json).unwrap();
+        RopeConfig::read(&keys, head_dim, context, None).unwrap().table()
+    }
+
+    /// Wanted values: the library's formulas in f64, computed apart from this code.
+    fn check(json: &str, head_dim: usize, context: usize, freqs: &[f64], magnitude: f64) {
+        let table = read(json, head_dim, context);
+        assert_eq!(table.freqs.len(), freqs.len(), "{json}");
+        for (held, wanted) in table.freqs.iter().zip(freqs) {
+            assert!((f64::from(*held) / wanted - 1.0).abs() < 2e-6, "{json}: {held} for {wanted}");
+        }
+        assert!((f64::from(table.magnitude) - magnitude).abs() < 1e-6, "{json}: magnitude {}", table.magnitude);
+    }
+
+    #[test]
+    fn every_scaling_has_the_librarys_frequencies() {
+        check(r#"{"rope_scaling": {"type": "linear", "factor": 4}}"#, 8, 64, &[0.25, 0.025, 0.0025, 0.00025], 1.0);
+        let llama3 = r#"{"rope_theta": 500000.0, "rope_scaling": {"rope_type": "llama3", "factor": 8.0,
+            "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}}"#;
+        let wanted = [
+            1.0,
+            0.0794030091792082,
+            0.004700753866357992,
+            0.0009115830921521386,
+            0.00017677669529663688,
+            3.428102195952591e-05,
+            6.647869871181236e-06,
+            1.2891731721515574e-06,
+        ];
+        check(llama3, 16, 512, &wanted, 1.0);
+        let yarn = r#"{"rope_scaling": {"rope_type": "yarn", "factor": 4, "original_max_position_embeddings": 4096}}"#;
+        let wanted = [
+            1.0,
+            0.31622776601683794,
+            0.1,
+            0.02569350598886808,
+            0.00625,
+            0.0013834964763236657,
+            0.00025,
+            7.905694150420948e-05,
+        ];
+        check(yarn, 16, 16384, &wanted, 1.1386294361119891);
+        let whole = r#"{"rope_parameters": {"rope_theta": 150000.0, "rope_type": "yarn", "factor": 32.0,
+            "truncate": false, "original_max_position_embeddings": 4096}}"#;
+        let wanted = [
+            1.0,
+            0.2254180002028708,
+            0.050813274815461475,
+            0.006794959489732219,
+            0.00045648391922324086,
+            1.818833668168956e-05,
+            4.0999784818029795e-06,
+            9.242089502428301e-07,
+        ];
+        check(whole, 16, 131072, &wanted, 1.3465735902799727);
+    }
+
+    #[test]
+    fn magnitudes_come_from_the_file_or_the_factor() {
+        let magnitude = |more: &str| {
+            let json = format!(r#"{{"rope_scaling": {{"type": "yarn", "factor": 40, {more} "beta_fast": 32}}}}"#);
+            read(&json, 16, 4096).magnitude
+        };
+        assert!((magnitude("") - 1.368_888).abs() < 1e-6);
+        assert!((magnitude(r#""mscale": 0.707, "mscale_all_dim": 1.0,"#) - 0.921_042_36).abs() < 1e-6);
+        assert!((magnitude(r#""mscale": 1.0, "mscale_all_dim": 1.0,"#) - 1.0).abs() < 1e-6);
+        assert!((magnitude(r#""mscale": 2.0,"#) - 1.368_888).abs() < 1e-6, "one scale alone is not used");
+        assert_eq!(magnitude(r#""attention_factor": 1.5,"#), 1.5);
+    }
+
+    #[test]
+    fn a_share_of_the_head_and_kinds_of_layers_are_read() {
+        let partial = r#"{"partial_rotary_factor": 0.25}"#;
+        assert_eq!(read(partial, 32, 64).freqs.len(), 4);
+        let kinds = r#"{"rope_parameters": {"full_attention": {"rope_theta": 1e6}, "sliding_attention": {}}}"#;
+        let keys = Keys::parse("config.json", kinds).unwrap();
+        let theta = |kind| RopeConfig::read(&keys, 8, 64, Some(kind)).unwrap().theta;
+        assert_eq!([theta("full_attention"), theta("sliding_attention")], [1e6, 1e4]);
+    }
+}

@@ -59,6 +59,13 @@ struct Layer {
     after_mlp: Option<Norm>,
 }
 
+/// What Gemma 2 has beside its attention.
+struct Variant {
+    /// Norms after each part, too.
+    sandwich: bool,
+    logits_cap: Option<f32>,
+}
+
 impl Model for Gemma {
     fn spec(&self) -> &ModelSpec {
         &self.spec
@@ -80,7 +87,7 @@ impl Model for Gemma {
 }
 
 fn gemma(c: &Config, loader: &mut Loader<'_>) -> Result<Box<dyn Model>> {
-    build(c, loader, GEMMA.name, None, |_, usual| usual)
+    build(c, loader, GEMMA.name, Variant { sandwich: false, logits_cap: None }, |_, usual| usual)
 }
 
 fn gemma2(c: &Config, loader: &mut Loader<'_>) -> Result<Box<dyn Model>> {
@@ -95,7 +102,8 @@ fn gemma2(c: &Config, loader: &mut Loader<'_>) -> Result<Box<dyn Model>> {
         Some(types) => types[layer] == "sliding_attention",
         None => layer.is_multiple_of(2),
     };
-    build(c, loader, GEMMA2.name, cap("final_logit_softcapping")?, |layer, usual| {
+    let variant = Variant { sandwich: true, logits_cap: cap("final_logit_softcapping")? };
+    build(c, loader, GEMMA2.name, variant, |layer, usual| {
         let window = c.window.filter(|_| slides(layer));
         AttentionOptions { scale, softcap, window, ..usual }
     })
@@ -105,17 +113,16 @@ fn build(
     c: &Config,
     loader: &mut Loader<'_>,
     family: &'static str,
-    logits_cap: Option<f32>,
+    variant: Variant,
     attention: impl Fn(usize, AttentionOptions) -> AttentionOptions,
 ) -> Result<Box<dyn Model>> {
     let embed = loader.matrix("model.embed_tokens.weight", c.vocab, c.hidden)?;
     let usual = AttentionOptions::of(c, rope(loader, &c.rope)?);
-    let sandwich = family == GEMMA2.name;
     let mut layers = vec![];
     for i in 0..c.layers {
         let at = format!("model.layers.{i}");
         let mut norm = |name: &str| Norm::load(loader, &format!("{at}.{name}"), c.hidden, NORM, c.norm_eps);
-        let (after_attention, mlp_norm, after_mlp) = match sandwich {
+        let (after_attention, mlp_norm, after_mlp) = match variant.sandwich {
             false => (None, norm("post_attention_layernorm")?, None),
             true => (
                 Some(norm("post_attention_layernorm")?),
@@ -135,5 +142,5 @@ fn build(
     let norm = Norm::load(loader, "model.norm", c.hidden, NORM, c.norm_eps)?;
     let head = Linear::head(loader, c, embed)?;
     let (spec, embed_scale) = (ModelSpec::of(c, family, loader), (c.hidden as f32).sqrt());
-    Ok(Box::new(Gemma { spec, embed, embed_scale, layers, norm, head, logits_cap }))
+    Ok(Box::new(Gemma { spec, embed, embed_scale, layers, norm, head, logits_cap: variant.logits_cap }))
 }

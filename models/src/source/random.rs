@@ -156,3 +156,32 @@ fn mix(x: u64) -> u64 {
     let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     x ^ (x >> 31)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tensors_depend_on_seed_and_name_alone() {
+        let random = |seed| Random { seed, tied: true, format: Format::Bf16 };
+        let values = |seed, name: &str| random(seed).tensor(name, &[8, 64]).to_f32();
+        assert_eq!(values(1, "a"), values(1, "a"));
+        assert_ne!(values(1, "a"), values(2, "a"));
+        assert_ne!(values(1, "a"), values(1, "b"));
+        let all = values(1, "a");
+        let square = all.iter().map(|v| v * v).sum::<f32>() / all.len() as f32;
+        assert!((square * 64.0 - 1.0).abs() < 0.2, "a row of 64 has length 1: {square}");
+        assert!(!random(1).contains("lm_head.weight") && random(1).contains("model.norm.weight"));
+    }
+
+    #[test]
+    fn every_format_that_can_be_made_fits_the_tiny_shape() {
+        for kind in Format::ALL.into_iter().filter(|f| *f != Format::Q6K) {
+            let random = Random { seed: 1, tied: false, format: kind };
+            assert_eq!(random.tensor("x", &[4, 64]).format, kind);
+            assert_eq!(random.tensor("x", &[64]).format, Format::F32);
+        }
+        LlamaShape::TINY.config().unwrap();
+        LlamaShape::LLAMA_8B.config().unwrap();
+    }
+}
