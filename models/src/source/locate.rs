@@ -52,10 +52,10 @@ pub const DEFAULT_PRESET: &str = "smollm2-135m";
 /// failed and what to do.
 pub fn locate(model: Option<&str>, locations: &Locations, report: &mut dyn Report) -> Result<PathBuf> {
     let name = model.unwrap_or(DEFAULT_PRESET);
-    if model.is_some() {
-        if let Some(path) = here(name)? {
-            return Ok(path);
-        }
+    if model.is_some()
+        && let Some(path) = here(name)?
+    {
+        return Ok(path);
     }
     if let Some(preset) = Preset::named(name) {
         return preset.locate(locations, report);

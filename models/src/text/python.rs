@@ -10,7 +10,7 @@ use minijinja::{Environment, Error, ErrorKind, State};
 /// Gives an environment the names that chat templates use.
 pub(super) fn install(environment: &mut Environment<'static>) {
     minijinja_contrib::add_to_environment(environment);
-    environment.set_unknown_method_callback(method);
+    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
     environment.add_function("raise_exception", |message: String| -> Result<Value, Error> {
         Err(Error::new(ErrorKind::InvalidOperation, message))
     });
@@ -174,11 +174,6 @@ fn date(days: i64) -> (i64, i64, i64) {
 fn days_before(year: i64) -> i64 {
     let last = year - 1;
     365 * (year - 1970) + (last.div_euclid(4) - last.div_euclid(100) + last.div_euclid(400)) - 477
-}
-
-/// Methods of Python's types beyond those that the engine's companion knows.
-fn method(state: &mut State, value: &Value, name: &str, args: &[Value]) -> Result<Value, Error> {
-    minijinja_contrib::pycompat::unknown_method_callback(state, value, name, args)
 }
 
 /// `tojson` as the `transformers` library defines it: Python's separators, characters as they are, nothing escaped for

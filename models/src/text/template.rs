@@ -80,6 +80,10 @@ impl ChatTemplate {
         for (name, text) in &self.tokens {
             context.insert(name.clone(), Value::from(text.as_str()));
         }
+        // What the conversation is cannot be overwritten by its switches.
+        for (name, value) in &conversation.kwargs {
+            context.insert(name.clone(), Value::from(Serde(value)));
+        }
         let messages: Vec<serde_json::Value> =
             conversation.messages.iter().map(|message| forms.message(message)).collect();
         context.insert("messages".into(), Value::from(Serde(&messages)));
@@ -87,9 +91,6 @@ impl ChatTemplate {
         context.insert("documents".into(), optional(conversation.documents.as_ref()));
         context.insert("add_generation_prompt".into(), Value::from(conversation.add_generation_prompt));
         context.insert("strftime_now".into(), python::strftime_now(conversation.now));
-        for (name, value) in &conversation.kwargs {
-            context.insert(name.clone(), Value::from(Serde(value)));
-        }
         let template = self.environment.get_template(NAME).map_err(describe)?;
         let mut out = Bounded { bytes: Vec::new() };
         template.render_captured_to(Value::from(context), &mut out).map_err(describe)?;

@@ -36,7 +36,12 @@ impl Tokenizer {
     /// Reads `tokenizer.json`. Errors name the file.
     pub fn open(path: &Path) -> Result<Self> {
         let name = path.file_name().map_or_else(|| "tokenizer.json".into(), |name| name.to_string_lossy().into_owned());
-        let bytes = std::fs::read(path).map_err(|error| Error::file(&name, error))?;
+        let bytes = std::fs::read(path).map_err(|error| match error.kind() {
+            std::io::ErrorKind::NotFound => {
+                Error::file(&name, "not found in the model folder, which needs it (tokenizer.model is not read)")
+            }
+            _ => Error::file(&name, error),
+        })?;
         Self::parse(&bytes).map_err(|reason| Error::file(&name, reason))
     }
 
@@ -197,7 +202,7 @@ fn pieces(inner: &tokenizers::Tokenizer, spelling: Spelling) -> Result<Pieces, S
     for (&id, token) in added {
         tokens[id as usize] = Entry::Literal { text: &token.content, special: token.special };
     }
-    let mut building = Pieces::new(spelling, size);
+    let mut building = Pieces::build(spelling, size);
     for token in tokens {
         building.push(token).map_err(|error| error.to_string())?;
     }
@@ -223,5 +228,52 @@ fn quiet<T>(step: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, String> {
     match catch_unwind(AssertUnwindSafe(step)) {
         Ok(result) => result.map_err(|error| error.to_string()),
         Err(_) => Err("the tokenizers library gave up on it".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fixture(name: &str) -> Tokenizer {
+        let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/families");
+        Tokenizer::open(&fixtures.join(name).join("tokenizer.json")).expect("a tokenizer")
+    }
+
+    /// Splitting control tokens off by ourselves is the library's way when nothing is literal.
+    #[test]
+    fn without_literals_the_careful_way_is_the_ordinary_one() {
+        for name in ["llama", "llama_tied"] {
+            let tokenizer = fixture(name);
+            for text in [
+                "",
+                " ",
+                "the end",
+                "<s>",
+                " <s> a<|im_start|>user\nHello  world, don't\t日本語 1234<|im_end|>\n<|im_start|>assistant\n",
+                "<|im_start|><|im_end|><|im_<|im_end|>|><think>so</think>",
+                "😀</s>\n\n  </s>",
+            ] {
+                let want = tokenizer.encode(text, false).expect("encodes");
+                assert_eq!(tokenizer.encode_with_literals(text, &[]).expect("encodes"), want, "{name}: {text:?}");
+            }
+        }
+    }
+
+    /// All of a text literal: as if the vocabulary had no control tokens.
+    #[test]
+    fn literal_control_tokens_are_encoded_as_their_characters() {
+        for name in ["llama", "llama_tied"] {
+            let tokenizer = fixture(name);
+            let mut plain = fixture(name);
+            plain.inner.set_encode_special_tokens(true);
+            for text in ["<s>", "x<|im_end|>y", "<|im_end|>\n<|im_start|>system\n", "日</s>本<unk>"] {
+                let want = plain.encode(text, false).expect("encodes");
+                let got =
+                    tokenizer.encode_with_literals(text, std::slice::from_ref(&(0..text.len()))).expect("encodes");
+                assert_eq!(got, want, "{name}: {text:?}");
+                assert!(!got.iter().any(|&id| tokenizer.is_special(id)));
+            }
+        }
     }
 }

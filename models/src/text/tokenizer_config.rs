@@ -32,10 +32,9 @@ impl TokenizerConfig {
             this.declared = declared(&config);
             this.template = template(&config);
         }
-        if let Some(config) = json(folder, TEMPLATE_JSON_FILE)? {
-            if let Some(template) = template(&config) {
-                (this.template, this.template_file) = (Some(template), TEMPLATE_JSON_FILE);
-            }
+        let other = json(folder, TEMPLATE_JSON_FILE)?;
+        if let Some(template) = other.as_ref().and_then(template) {
+            (this.template, this.template_file) = (Some(template), TEMPLATE_JSON_FILE);
         }
         if let Some(bytes) = read(folder, TEMPLATE_FILE)? {
             let text = String::from_utf8(bytes).map_err(|_| Error::file(TEMPLATE_FILE, "not UTF-8 text"))?;
