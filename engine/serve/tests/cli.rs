@@ -61,7 +61,8 @@ fn a_missing_model_is_one_line() {
 
 #[test]
 fn broken_files_are_named() {
-    let cases: [(&str, fn(&Path)); 9] = [
+    type Damage = fn(&Path);
+    let cases: [(&str, Damage); 9] = [
         ("model.safetensors", |f| truncate(&f.join("model.safetensors"), 1000)),
         ("model.safetensors", |f| truncate(&f.join("model.safetensors"), 0)),
         ("model.safetensors", |f| overwrite(&f.join("model.safetensors"), &[0xff; 64])),
@@ -166,25 +167,21 @@ struct Server {
 
 impl Server {
     fn start(flags: &[&str]) -> Self {
-        let model = fixture();
         let mut command = Command::new(binary());
         command.args(["--port", "0", "--device", "cpu", "--threads", "1", "--kv-cache-memory-bytes", "8m", "--model"]);
-        command.arg(model).args(flags).stderr(Stdio::piped());
-        let mut child = command.spawn().expect("runs");
-        let mut lines = BufReader::new(child.stderr.take().expect("piped")).lines();
-        let mut report = String::new();
-        for line in lines.by_ref() {
-            let line = line.expect("text");
-            report += &line;
-            report.push('\n');
+        command.arg(fixture()).args(flags).stderr(Stdio::piped());
+        let mut server = Self { child: command.spawn().expect("runs"), report: String::new(), port: 0 };
+        let mut lines = BufReader::new(server.child.stderr.take().expect("piped")).lines();
+        while server.port == 0 {
+            let line = lines.next().unwrap_or_else(|| panic!("it ended: {}", server.report)).expect("text");
             if let Some((_, rest)) = line.split_once("listening on http://") {
-                let port = rest.split([':', ' ']).nth(1).and_then(|p| p.parse().ok()).expect("a port");
-                // What comes later must not fill the pipe.
-                std::thread::spawn(move || lines.for_each(drop));
-                return Self { child, report, port };
+                server.port = rest.split([':', ' ']).nth(1).and_then(|p| p.parse().ok()).expect("a port");
             }
+            server.report += &(line + "\n");
         }
-        panic!("it ended: {report}");
+        // What comes later must not fill the pipe.
+        std::thread::spawn(move || lines.for_each(drop));
+        server
     }
 
     fn connect(&self) -> TcpStream {

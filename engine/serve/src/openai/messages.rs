@@ -29,7 +29,7 @@ pub fn tools(tools: Option<Vec<Tool>>, choice: Option<ToolChoice>) -> Result<Opt
             let path = format!("tools[{at}].type");
             return Err(ApiError::unsupported(path.clone(), format!("{path}: must be 'function'.")));
         }
-        if !tool.function.get("name").is_some_and(|n| n.as_str().is_some_and(|n| !n.is_empty())) {
+        if tool.function.get("name").and_then(Value::as_str).is_none_or(str::is_empty) {
             let path = format!("tools[{at}].function.name");
             return Err(ApiError::invalid(path.clone(), format!("{path}: must be a string.")));
         }

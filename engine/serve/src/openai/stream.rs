@@ -16,11 +16,13 @@ use super::ApiError;
 use super::reply::{Answer, Choice, Reply};
 
 type Boxed<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+/// A generation on its way to its next piece.
+type Step = Boxed<(Generation, Option<Piece>)>;
 
 /// The generations of one response. Pieces come in the order in which they are made.
 pub struct Choices {
     /// Each waits for its next piece; `None` once it has ended.
-    waiting: Vec<Option<Boxed<(Generation, Option<Piece>)>>>,
+    waiting: Vec<Option<Step>>,
     /// Where the next look begins, so that no choice starves the others.
     next: usize,
 }
@@ -55,7 +57,7 @@ impl Choices {
     }
 }
 
-fn step(mut generation: Generation) -> Boxed<(Generation, Option<Piece>)> {
+fn step(mut generation: Generation) -> Step {
     Box::pin(async move {
         let piece = generation.next().await;
         (generation, piece)
