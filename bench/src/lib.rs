@@ -1,0 +1,3 @@
+//! Owns what benches share. Knows no result.
+
+pub mod roofline;
