@@ -17,17 +17,23 @@ impl Arena {
 
     /// First fit over the values that are alive together, in order of size (largest first, ties by age).
     pub fn plan(program: &Program) -> Self {
+        Self::plan_at(program, &(0..program.nodes.len()).collect::<Vec<_>>())
+    }
+
+    /// As [`Self::plan`], for a device that runs some nodes as one: node `i` runs at `time[i]`, which never descends.
+    /// Values that are made or read at one time lie apart.
+    pub fn plan_at(program: &Program, time: &[usize]) -> Self {
         let root = roots(program);
         let count = program.nodes.len();
-        let mut last_use: Vec<usize> = (0..count).collect();
+        let mut last_use = time.to_vec();
         for (i, node) in program.nodes.iter().enumerate() {
             for v in node.op.inputs() {
-                last_use[root[v.index()]] = last_use[root[v.index()]].max(i);
+                last_use[root[v.index()]] = last_use[root[v.index()]].max(time[i]);
             }
         }
         let out = program.outputs;
         for v in [Some(out.logits), Some(out.argmax), out.top, Some(out.log_sum_exp)].into_iter().flatten() {
-            last_use[root[v.index()]] = count;
+            last_use[root[v.index()]] = usize::MAX;
         }
         let bytes = |i: usize| {
             let node = &program.nodes[i];
@@ -41,7 +47,7 @@ impl Arena {
         for i in order {
             let mut taken: Vec<(usize, usize)> = placed
                 .iter()
-                .filter(|j| **j <= last_use[i] && i <= last_use[**j])
+                .filter(|j| time[**j] <= last_use[i] && time[i] <= last_use[**j])
                 .map(|j| (offsets[*j], offsets[*j] + bytes(*j)))
                 .collect();
             taken.sort_unstable();

@@ -170,7 +170,8 @@ impl Attention<'_> {
 
     unsafe fn run_with<C: Cell>(&self, vectors: Vectors, pool: &Pool, plan: &Plan, scratch: &mut Scratch) {
         let form = &self.form;
-        let ends = [self.batch.query_start[0] as usize, self.batch.query(self.batch.shape.seqs - 1).end];
+        let starts = &self.batch.query_start;
+        let ends = [starts[0] as usize, starts[self.batch.shape.seqs] as usize];
         let (row_k, row_v) = (form.kv_heads * form.dim, form.kv_heads * form.v_dim);
         let store = |tokens: std::ops::Range<usize>| {
             for t in tokens.start + ends[0]..tokens.end + ends[0] {

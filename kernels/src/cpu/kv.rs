@@ -117,6 +117,13 @@ impl KvCache {
         self.layers.get(layer).is_some_and(|l| l.kv_heads == kv_heads && l.dim == dim && l.v_dim == v_dim)
     }
 
+    /// Fills the memory with NaN: what was never written must never count.
+    #[cfg(test)]
+    pub(crate) fn poison(&mut self) {
+        // SAFETY: the whole buffer.
+        unsafe { self.data.as_mut_ptr().write_bytes(0xff, self.data.len()) };
+    }
+
     /// One layer, to write and to read. Whoever writes through it holds the cache alone.
     pub(crate) fn layer(&mut self, layer: usize) -> LayerCells {
         let l = self.layers[layer];

@@ -9,6 +9,8 @@ mod experts;
 mod isa;
 mod kv;
 mod lanes;
+#[cfg(test)]
+mod laws;
 mod machine;
 mod math;
 mod matrix;
@@ -136,7 +138,11 @@ impl Backend for Cpu {
     /// query is all tokens, so that a growing context does not ask for a new program every block.
     fn round_up(&self, want: BatchShape) -> Option<BatchShape> {
         let fits = want.tokens <= self.limits.max_tokens && want.seqs <= self.limits.max_seqs;
-        fits.then(|| BatchShape { query: want.tokens, blocks: want.blocks.next_power_of_two().max(16), ..want })
+        fits.then(|| BatchShape {
+            query: want.tokens.max(want.query),
+            blocks: want.blocks.next_power_of_two().max(16),
+            ..want
+        })
     }
 
     fn upload(&mut self, tensor: HostTensor<'_>, format: Format) -> Result<Weight> {
@@ -165,7 +171,7 @@ impl Backend for Cpu {
     /// Half of what is left: pages come when they are written, and other processes want memory too.
     fn kv_budget(&self, largest: &Program) -> u64 {
         // Beside the arena: packed rows and what attention keeps, never more than the arena once again.
-        let arena = largest.arena().peak_bytes as u64 * 2;
+        let arena = Schedule::make(largest, false).map_or(0, |s| s.arena_bytes) as u64 * 2;
         machine::available_bytes().saturating_sub(arena) / 2
     }
 
@@ -287,7 +293,8 @@ impl Cpu {
         if (shape.tokens, shape.seqs, shape.rows) != (wanted.tokens, wanted.seqs, wanted.rows) {
             return Err(failed(&format!("the batch has shape {shape:?}, the program {wanted:?}")));
         }
-        let blocks = self.cache.as_ref().map_or(1, |c| c.blocks);
+        // Without a cache no step can touch it, and any place is as good.
+        let blocks = self.cache.as_ref().map_or(usize::MAX, |c| c.blocks);
         batch.verify(BLOCK_TOKENS, blocks).map_err(|e| failed(&e))?;
         let masks = if program.tail.masked { shape.rows * program.vocab().div_ceil(32) } else { 0 };
         if !batch.masks.is_empty() && batch.masks.len() != masks {

@@ -151,7 +151,10 @@ impl Schedule {
     /// What the kernels do not do.
     pub(crate) fn make(program: &Program, keep: bool) -> Result<Self> {
         let (ordered, place) = ordered(program);
-        let (offsets, arena_bytes) = if keep { apart(&ordered) } else { planned(&ordered) };
+        let Arena { offsets, peak_bytes: arena_bytes } = match keep {
+            true => apart(&ordered),
+            false => Arena::plan_at(&ordered, &times(&ordered)),
+        };
         let span = |v: Value| Span { offset: offsets[v.index()], len: ordered.node(v).shape.elements() };
         let mut made = Self { steps: vec![], arena_bytes, forms: vec![], rotations: vec![], spans: vec![] };
         for i in 0..ordered.nodes.len() {
@@ -239,7 +242,6 @@ impl Schedule {
         if let Some(Step::Map { f: Map::Add, a, b: Some(b), n, out }) = self.steps.last()
             && (*out, *n) == (norm.x, norm.n)
             && a.len == b.len
-            // Summands that end here may lie where the norm's result begins.
             && disjoint(*a, norm.out)
             && disjoint(*b, norm.out)
         {
@@ -320,13 +322,25 @@ fn moved(mut op: Op, place: &[Value]) -> Op {
     op
 }
 
-fn planned(program: &Program) -> (Vec<usize>, usize) {
-    let Arena { offsets, peak_bytes } = program.arena();
-    (offsets, peak_bytes)
+/// When each node runs: linears of one input at one time, and a norm with the sum it reads.
+fn times(program: &Program) -> Vec<usize> {
+    let mut now = 0;
+    let mut times = vec![];
+    for (i, node) in program.nodes.iter().enumerate() {
+        let before = i.checked_sub(1).map(|before| &program.nodes[before].op);
+        let joined = match (before, &node.op) {
+            (Some(Op::Linear { x: a, .. }), Op::Linear { x: b, .. }) => a == b,
+            (Some(Op::Add { .. }), Op::RmsNorm { x, .. } | Op::LayerNorm { x, .. }) => x.index() + 1 == i,
+            _ => false,
+        };
+        now += usize::from(!joined);
+        times.push(now);
+    }
+    times
 }
 
 /// Every value in memory of its own.
-fn apart(program: &Program) -> (Vec<usize>, usize) {
+fn apart(program: &Program) -> Arena {
     let (mut offsets, mut end) = (vec![], 0);
     for node in &program.nodes {
         if let Op::Reshape { x, .. } = node.op {
@@ -336,10 +350,10 @@ fn apart(program: &Program) -> (Vec<usize>, usize) {
         offsets.push(end);
         end += (node.shape.elements() * node.dtype.bytes()).next_multiple_of(Arena::ALIGN);
     }
-    (offsets, end)
+    Arena { offsets, peak_bytes: end }
 }
 
-/// True when two float values share no byte: a result that nobody reads may lie where the next one does.
+/// True when two float values share no byte, as the arena's times have it: joining steps relies on it.
 fn disjoint(a: Span, b: Span) -> bool {
     let size = size_of::<f32>();
     a.offset + a.len * size <= b.offset || b.offset + b.len * size <= a.offset
