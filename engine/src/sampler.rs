@@ -183,36 +183,109 @@ impl Source<'_> {
         if sampling.top_k > 0 {
             let kept = self.best(sampling.top_k);
             let most = kept[0].logit;
-            let weights: Vec<f64> = kept.iter().map(|c| weight(c.logit, most, sampling)).collect();
+            let weights: Vec<f64> = kept.iter().map(|c| f64::from(weight(c.logit, most, sampling))).collect();
             let total: f64 = weights.iter().sum();
             return kept[pick(&weights, total, sampling.top_p, u)].id;
         }
         let logits = self.logits.expect("drawing from all tokens needs all logits: this is a bug");
         let most = logits[best(logits) as usize];
-        let weights: Vec<f64> = logits.iter().map(|l| weight(*l, most, sampling)).collect();
-        let total: f64 = weights.iter().sum();
+        let sums: Vec<f64> =
+            logits.chunks(BLOCK).map(|block| block_sum(block, |l| weight(l, most, sampling))).collect();
+        let total: f64 = sums.iter().sum();
         if sampling.top_p >= 1.0 {
-            return pick(&weights, total, 1.0, u) as u32;
+            return pick_in_blocks(logits, &sums, u * total, |l| weight(l, most, sampling));
+        }
+        // Tokens so unlikely that all of them together are less than what the nucleus leaves out.
+        let negligible = 0.5 * (1.0 - f64::from(sampling.top_p)) * total / logits.len() as f64;
+        let mut all: Vec<Candidate> = vec![];
+        for (id, logit) in (0..).zip(logits) {
+            let weight = f64::from(weight(*logit, most, sampling));
+            if weight > 0.0 && weight >= negligible {
+                all.push(Candidate { id, logit: *logit });
+            }
         }
         // The best few usually hold the whole nucleus; more are sorted only when they do not.
-        let mut all: Vec<Candidate> = (0..).zip(logits).map(|(id, logit)| Candidate { id, logit: *logit }).collect();
-        all.retain(|c| weights[c.id as usize] > 0.0);
         let mut k = 256;
-        loop {
-            let kept = top_of(all.clone(), k);
-            let sorted: Vec<f64> = kept.iter().map(|c| weights[c.id as usize]).collect();
-            if kept.len() == all.len() || sorted.iter().sum::<f64>() >= f64::from(sampling.top_p) * total {
-                return kept[pick(&sorted, total, sampling.top_p, u)].id;
+        let mass = |c: &Candidate| f64::from(weight(c.logit, most, sampling));
+        while k < all.len() {
+            all.select_nth_unstable_by(k, by_rank);
+            if all[..k].iter().map(mass).sum::<f64>() >= f64::from(sampling.top_p) * total {
+                all.truncate(k);
             }
-            k *= 8;
+            k *= 4;
         }
+        all.sort_unstable_by(by_rank);
+        let weights: Vec<f64> = all.iter().map(mass).collect();
+        all[pick(&weights, total, sampling.top_p, u)].id
     }
 }
 
 /// Probability relative to the most likely token's, 0 when `min_p` drops it.
-fn weight(logit: f32, most: f32, sampling: &Sampling) -> f64 {
-    let relative = ((logit - most) / sampling.temperature).exp();
-    if relative >= sampling.min_p { f64::from(relative) } else { 0.0 }
+#[inline(always)]
+fn weight(logit: f32, most: f32, sampling: &Sampling) -> f32 {
+    let relative = exp((logit - most) / sampling.temperature);
+    if relative >= sampling.min_p { relative } else { 0.0 }
+}
+
+/// Tokens whose weights are summed before anything else is added.
+const BLOCK: usize = 1024;
+
+/// Sixteen chains, so that the sum is fast; always the same sixteen, so that it is the same.
+fn block_sum(block: &[f32], weight: impl Fn(f32) -> f32) -> f64 {
+    let mut lanes = [0f32; 16];
+    let (whole, rest) = block.as_chunks::<16>();
+    for chunk in whole {
+        for (lane, logit) in lanes.iter_mut().zip(chunk) {
+            *lane += weight(*logit);
+        }
+    }
+    let rest: f64 = rest.iter().map(|l| f64::from(weight(*l))).sum();
+    lanes.iter().map(|l| f64::from(*l)).sum::<f64>() + rest
+}
+
+/// The token at which the cumulated weights, in order of ids, pass `target`.
+fn pick_in_blocks(logits: &[f32], sums: &[f64], target: f64, weight: impl Fn(f32) -> f32) -> u32 {
+    let mut before = 0.0;
+    let mut last = 0;
+    for (index, sum) in sums.iter().enumerate() {
+        if *sum > 0.0 && before + sum > target {
+            // Added one by one the block's weights may come out a little less: then its last one is meant.
+            let mut within = before;
+            for (i, logit) in logits[index * BLOCK..].iter().take(BLOCK).enumerate() {
+                let weight = f64::from(weight(*logit));
+                within += weight;
+                if weight > 0.0 {
+                    last = index * BLOCK + i;
+                    if within > target {
+                        break;
+                    }
+                }
+            }
+            return last as u32;
+        }
+        if *sum > 0.0 {
+            last = index * BLOCK;
+        }
+        before += sum;
+    }
+    last as u32
+}
+
+/// e^x for x <= 0, to about 1 in 10^7, of multiplications and additions alone: the same bits on every machine, and the
+/// compiler makes vectors of it. 0 below -87, as f32 has no normal numbers there.
+#[inline(always)]
+fn exp(x: f32) -> f32 {
+    // x = n ln 2 + r, |r| <= ln 2 / 2; ln 2 in two parts, the first exact times n.
+    let clamped = x.max(-87.0);
+    let n = (clamped * std::f32::consts::LOG2_E - 0.5) as i32;
+    let r = clamped - n as f32 * 0.693_359_4 + n as f32 * 2.121_944_4e-4;
+    let mut sum = 1.0 / 5040.0;
+    for c in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
+        sum = sum * r + c;
+    }
+    let power = f32::from_bits(((n + 127) as u32) << 23);
+    // The difference is 0, or keeps what is no number, which `max` above let go.
+    if x < -87.0 { 0.0 } else { sum * power + (x - x) }
 }
 
 /// Keeps the first weights that together reach `top_p` of `total`, and draws from these.
@@ -271,7 +344,7 @@ fn log_sum_exp(logits: &[f32]) -> f32 {
     if most == f32::NEG_INFINITY && !logits.iter().any(|l| l.is_nan()) {
         return most;
     }
-    let sum: f64 = logits.iter().map(|l| f64::from((l - most).exp())).sum();
+    let sum: f64 = logits.chunks(BLOCK).map(|block| block_sum(block, |l| exp(l - most))).sum();
     most + sum.ln() as f32
 }
 
@@ -297,4 +370,27 @@ fn top_of(mut all: Vec<Candidate>, k: usize) -> Vec<Candidate> {
 
 fn by_rank(a: &Candidate, b: &Candidate) -> Ordering {
     b.logit.partial_cmp(&a.logit).unwrap_or(Ordering::Equal).then(a.id.cmp(&b.id))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exp_is_near_the_libraries() {
+        for i in 0..1_000_000 {
+            let x = -(i as f32) * 9e-5;
+            let (ours, exact) = (f64::from(exp(x)), f64::from(x).exp());
+            assert!(x < -87.0 || (ours - exact).abs() <= 3e-7 * exact, "exp({x}) = {ours}, not {exact}");
+        }
+        assert_eq!((exp(0.0), exp(f32::NEG_INFINITY), exp(-88.0)), (1.0, 0.0, 0.0));
+    }
+
+    #[test]
+    fn a_broken_row_sums_to_no_number() {
+        for broken in [f32::NAN, f32::INFINITY] {
+            assert!(!log_sum_exp(&[1.0, broken, 2.0]).is_finite());
+        }
+        assert_eq!(log_sum_exp(&[f32::NEG_INFINITY; 3]), f32::NEG_INFINITY);
+    }
 }
