@@ -11,6 +11,8 @@ mod device;
 mod evaluate;
 mod graph;
 mod stand;
+#[cfg(test)]
+mod tests;
 mod value;
 mod verify;
 mod wire;

@@ -2,7 +2,7 @@
 //! bit for bit.
 
 use dualgauge_kernels::{Batch, BatchShape, Format, Output, Precision, Value};
-use dualgauge_tests::{Pages, Random, Runner, TestDevice, TinyLlama, assert_bits, assert_close, Tolerance};
+use dualgauge_tests::{Pages, Random, Runner, TestDevice, TinyLlama, Tolerance, assert_bits, assert_close};
 
 use super::Simulated;
 

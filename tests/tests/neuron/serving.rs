@@ -28,10 +28,8 @@ fn serve(device: &TestDevice, folder: &Path, config: EngineConfig, prompts: &[Ve
     let model = checkpoint.load(backend.as_mut(), WeightDtype::Auto, &mut |_, _| {}).expect("loads");
     let engine = Engine::start(backend, model, config).expect("starts");
     let sampling = Sampling { max_tokens: Some(24), ignore_eos: true, ..Sampling::default() };
-    let streams: Vec<_> = prompts
-        .iter()
-        .map(|p| engine.submit(Request::new(p.clone(), sampling.clone())).expect("is taken"))
-        .collect();
+    let streams: Vec<_> =
+        prompts.iter().map(|p| engine.submit(Request::new(p.clone(), sampling.clone())).expect("is taken")).collect();
     let mut answers = vec![];
     for mut events in streams {
         let mut answer = vec![];
