@@ -4,7 +4,9 @@ use std::io::Write as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Once, OnceLock};
 
-use dualgauge_kernels::{Backend, CudaOptions, DType, DeviceKind, DeviceSpec, Op, Precision, Program, isa_paths, open};
+use dualgauge_kernels::{
+    Backend, CudaOptions, DType, DeviceKind, DeviceSpec, Format, Op, Precision, Program, isa_paths, open,
+};
 
 use crate::cuda_sim;
 
@@ -60,9 +62,13 @@ impl TestDevice {
         if cast {
             return Some("values of 16 bits".into());
         }
-        let weights = program.nodes.iter().flat_map(|n| n.op.weights());
-        let format = weights.map(|w| w.format).find(|f| f.is_quantised());
-        format.map(|f| format!("weights in {f}"))
+        program.nodes.iter().flat_map(|n| n.op.weights()).find_map(|w| self.lacks_format(w.format))
+    }
+
+    /// As [`Self::lacks`], of a weight format.
+    pub fn lacks_format(&self, format: Format) -> Option<String> {
+        let cuda = matches!(self.spec.kind, DeviceKind::Cuda(_));
+        (cuda && format.is_quantised()).then(|| format!("weights in {format}"))
     }
 
     /// Every device that computes and is present, the reference first.
