@@ -90,6 +90,11 @@ impl TestDevice {
         all
     }
 
+    /// Runs on the emulator of GPU kernels, thousands of times slower than a GPU.
+    pub fn is_emulated(&self) -> bool {
+        self.spec.cuda.library.is_some()
+    }
+
     /// Computes as exactly as f32 allows.
     pub fn is_exact(&self) -> bool {
         self.spec.precision == Precision::Exact || self.spec.kind == DeviceKind::Reference
