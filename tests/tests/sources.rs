@@ -109,7 +109,7 @@ fn tiny() -> BTreeMap<&'static str, Vec<u8>> {
         ("config.json", b"{}".to_vec()),
         ("tokenizer.json", b"{ }".to_vec()),
         ("tokenizer_config.json", b"{  }".to_vec()),
-        ("model.safetensors", (0..300_000u32).map(|i| (i * i >> 3) as u8).collect()),
+        ("model.safetensors", (0..300_000u32).map(|i| (i.wrapping_mul(i) >> 3) as u8).collect()),
         ("pytorch_model.bin", b"code".to_vec()),
         ("README.md", b"words".to_vec()),
     ])
@@ -177,7 +177,7 @@ fn refusals_of_the_hub_are_explained() {
     let cache = tempfile::tempdir().expect("a folder");
     let hub = Hub::start(tiny(), None);
     let mut places = locations(cache.path(), &hub.endpoint);
-    let mut error = |name: &str| locate(Some(name), &places, &mut ()).expect_err(name).to_string();
+    let error = |name: &str| locate(Some(name), &places, &mut ()).expect_err(name).to_string();
     assert!(error("org/closed").contains("HF_TOKEN"));
     let none = error("org/nothing");
     assert!(none.contains("does not have it") && none.contains("what to do"), "{none}");
