@@ -47,6 +47,7 @@ impl TextRequest {
 }
 
 #[derive(Clone, Debug)]
+#[expect(clippy::large_enum_variant, reason = "there is one a request, moved once or twice")]
 pub enum Prompt {
     Text {
         text: String,

@@ -276,7 +276,8 @@ fn pick_in_blocks(logits: &[f32], sums: &[f64], target: f64, weight: impl Fn(f32
 #[inline(always)]
 fn exp(x: f32) -> f32 {
     // x = n ln 2 + r, |r| <= ln 2 / 2; ln 2 in two parts, the first exact times n.
-    let clamped = x.max(-87.0);
+    // Not `max`: that would let go of what is no number.
+    let clamped = if x < -87.0 { -87.0 } else { x };
     let n = (clamped * std::f32::consts::LOG2_E - 0.5) as i32;
     let r = clamped - n as f32 * 0.693_359_4 + n as f32 * 2.121_944_4e-4;
     let mut sum = 1.0 / 5040.0;
@@ -284,8 +285,7 @@ fn exp(x: f32) -> f32 {
         sum = sum * r + c;
     }
     let power = f32::from_bits(((n + 127) as u32) << 23);
-    // The difference is 0, or keeps what is no number, which `max` above let go.
-    if x < -87.0 { 0.0 } else { sum * power + (x - x) }
+    if x < -87.0 { 0.0 } else { sum * power }
 }
 
 /// Keeps the first weights that together reach `top_p` of `total`, and draws from these.

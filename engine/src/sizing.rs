@@ -91,8 +91,8 @@ impl StartPlan {
             let message = format!(
                 "max_model_len {wanted_len} needs {} MiB of K/V cache, and the cache has {} MiB: room for {kv_tokens} \
                  tokens. Ask for a shorter max_model_len, or give the cache more memory",
-                (per_sequence as u64 + 1) * block_bytes >> 20,
-                blocks as u64 * block_bytes >> 20
+                ((per_sequence as u64 + 1) * block_bytes) >> 20,
+                (blocks as u64 * block_bytes) >> 20
             );
             return Err(Error::DoesNotFit(message));
         }
