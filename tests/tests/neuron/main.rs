@@ -15,13 +15,13 @@ use nrt::Stand;
 use tempfile::TempDir;
 
 /// A simulated device in a folder that goes with it.
-pub struct Simulated {
-    pub stand: Stand,
+struct Simulated {
+    stand: Stand,
     folder: TempDir,
 }
 
 impl Simulated {
-    pub fn new() -> Self {
+    fn new() -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let compiler = Path::new(env!("CARGO_BIN_EXE_sim-neuronx-cc"));
         let stand = Stand::new(folder.path(), compiler).expect("the stand-in was built");
@@ -29,7 +29,7 @@ impl Simulated {
     }
 
     /// How to open it: small buckets, so that tiny models meet all of them.
-    pub fn device(&self, precision: Precision) -> TestDevice {
+    fn device(&self, precision: Precision) -> TestDevice {
         let ladder =
             Ladder { prefill_tokens: vec![4, 16, 64], decode_seqs: vec![1, 2, 4], context_tokens: vec![32, 128] };
         let neuron = NeuronOptions {
@@ -42,12 +42,12 @@ impl Simulated {
         TestDevice { name: format!("neuron (simulated) {precision:?}").to_lowercase(), spec }
     }
 
-    pub fn cache(&self) -> std::path::PathBuf {
+    fn cache(&self) -> std::path::PathBuf {
         self.folder.path().join("cache")
     }
 
     /// That the runtime was closed with nothing left behind.
-    pub fn assert_clean(&self) {
+    fn assert_clean(&self) {
         let report = self.stand.report().expect("the runtime was closed");
         assert_eq!(report.leaked, 0, "handles leaked");
         assert!(report.executed > 0, "the device ran nothing");
