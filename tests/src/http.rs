@@ -2,7 +2,7 @@
 //! Knows no API and shares no code with the server.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
 use serde_json::Value;
@@ -82,11 +82,6 @@ impl Connection {
     /// Sends bytes as they are. A server that has hung up already is no failure: it may have answered before.
     pub fn raw(&mut self, bytes: &[u8]) {
         let _ = self.reader.get_mut().write_all(bytes);
-    }
-
-    /// Ends the sending side only.
-    pub fn finish_sending(&mut self) {
-        let _ = self.reader.get_mut().shutdown(Shutdown::Write);
     }
 
     /// The next response, read to its end.
