@@ -19,7 +19,9 @@ pub(crate) enum Vectors {
     Portable,
 }
 
-/// A kernel with its arguments. `run` must be `#[inline(always)]`, so that it is compiled for the chosen path.
+/// A kernel with its arguments. `run` must be `#[inline(always)]`, so that it is compiled for the chosen path; so must
+/// everything it calls with vectors, and no closure may touch one (nor `map`, nor `from_fn`): a closure is compiled without the
+/// path's features, and each instruction in it becomes a call.
 pub(crate) trait Kernel {
     type Output;
     fn run<L: Lanes>(self) -> Self::Output;
@@ -259,9 +261,12 @@ mod x86 {
             unsafe {
                 let (a, b) = (_mm256_loadu_si256(p.cast()), _mm256_loadu_si256(p.add(8).cast()));
                 let high = _mm256_set1_epi32(0xffff_0000_u32 as i32);
-                let even = |x| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(x));
-                let odd = |x| _mm256_castsi256_ps(_mm256_and_si256(x, high));
-                (Self(even(a), even(b)), Self(odd(a), odd(b)))
+                let (even_a, even_b) = (_mm256_slli_epi32::<16>(a), _mm256_slli_epi32::<16>(b));
+                let (odd_a, odd_b) = (_mm256_and_si256(a, high), _mm256_and_si256(b, high));
+                (
+                    Self(_mm256_castsi256_ps(even_a), _mm256_castsi256_ps(even_b)),
+                    Self(_mm256_castsi256_ps(odd_a), _mm256_castsi256_ps(odd_b)),
+                )
             }
         }
         #[inline(always)]
@@ -299,18 +304,7 @@ mod x86 {
         }
         #[inline(always)]
         fn scale_by_power(self, n: Self) -> Self {
-            unsafe {
-                // In two steps, so that results beyond the normal range round and overflow as they should.
-                let power = |n: __m256i| {
-                    _mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_add_epi32(n, _mm256_set1_epi32(127))))
-                };
-                let scale = |x: __m256, n: __m256| {
-                    let n = _mm256_cvtps_epi32(n);
-                    let half = _mm256_srai_epi32::<1>(n);
-                    _mm256_mul_ps(_mm256_mul_ps(x, power(half)), power(_mm256_sub_epi32(n, half)))
-                };
-                Self(scale(self.0, n.0), scale(self.1, n.1))
-            }
+            unsafe { Self(scale_by_power(self.0, n.0), scale_by_power(self.1, n.1)) }
         }
         #[inline(always)]
         fn above(self, other: Self) -> u16 {
@@ -328,11 +322,6 @@ mod x86 {
         #[inline(always)]
         fn keep(self, bits: u16, other: Self) -> Self {
             unsafe {
-                let places = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
-                let mask = |bits: u16| {
-                    let set = _mm256_and_si256(_mm256_set1_epi32(i32::from(bits)), places);
-                    _mm256_castsi256_ps(_mm256_cmpeq_epi32(set, places))
-                };
                 let (low, high) = (mask(bits & 255), mask(bits >> 8));
                 Self(_mm256_blendv_ps(other.0, self.0, low), _mm256_blendv_ps(other.1, self.1, high))
             }
@@ -342,6 +331,32 @@ mod x86 {
             let mut out = [0.0; LANES];
             unsafe { self.store(out.as_mut_ptr()) };
             out
+        }
+    }
+
+    /// `x * 2^n` in two steps, so that results beyond the normal range round and overflow as they should.
+    #[inline(always)]
+    unsafe fn scale_by_power(x: __m256, n: __m256) -> __m256 {
+        unsafe {
+            let n = _mm256_cvtps_epi32(n);
+            let half = _mm256_srai_epi32::<1>(n);
+            _mm256_mul_ps(_mm256_mul_ps(x, power(half)), power(_mm256_sub_epi32(n, half)))
+        }
+    }
+
+    /// `2^n`
+    #[inline(always)]
+    unsafe fn power(n: __m256i) -> __m256 {
+        unsafe { _mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_add_epi32(n, _mm256_set1_epi32(127)))) }
+    }
+
+    /// All bits of the lanes whose bit is set.
+    #[inline(always)]
+    unsafe fn mask(bits: u16) -> __m256 {
+        unsafe {
+            let places = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+            let set = _mm256_and_si256(_mm256_set1_epi32(i32::from(bits)), places);
+            _mm256_castsi256_ps(_mm256_cmpeq_epi32(set, places))
         }
     }
 }

@@ -128,6 +128,26 @@ pub(crate) enum Map {
     Round(DType),
 }
 
+/// `out[i] = f(a[i], b[i])` by vectors. Not a function of a closure: see [`Kernel`].
+macro_rules! each {
+    ($a:expr, $b:expr, $out:expr, |$x:ident, $y:ident| $f:expr) => {{
+        let (a, b, out): (&[f32], &[f32], &mut [f32]) = ($a, $b, $out);
+        assert!(a.len() == out.len() && b.len() == out.len(), "operands are as long as the result: this is a bug");
+        let whole = out.len() / LANES * LANES;
+        for i in (0..whole).step_by(LANES) {
+            // SAFETY: sixteen values from `i` on are inside all three.
+            unsafe {
+                let ($x, $y) = (L::load(a.as_ptr().add(i)), L::load(b.as_ptr().add(i)));
+                $f.store(out.as_mut_ptr().add(i));
+            }
+        }
+        if whole < out.len() {
+            let ($x, $y) = (L::load_part(&a[whole..]), L::load_part(&b[whole..]));
+            $f.store_part(&mut out[whole..]);
+        }
+    }};
+}
+
 struct Pairwise<'a> {
     f: Map,
     a: &'a [f32],
@@ -141,15 +161,17 @@ impl Kernel for Pairwise<'_> {
     #[inline(always)]
     fn run<L: Lanes>(self) {
         let Self { f, a, b, out } = self;
+        let alone = b.is_empty();
+        // What is not read may be anything of the right length.
+        let b = if alone { a } else { b };
         match f {
-            Map::Add => each::<L>(a, b, out, |a, b| a.add(b)),
-            Map::Mul => each::<L>(a, b, out, |a, b| a.mul(b)),
-            Map::Scale(by) => each::<L>(a, b, out, |a, _| a.mul(L::splat(by))),
-            Map::Softcap(cap) => {
-                each::<L>(a, b, out, |a, _| math::tanh(a.div(L::splat(cap))).mul(L::splat(cap)));
-            }
-            Map::Act(Act::Silu) => gate::<L>(Act::Silu, a, b, out),
-            Map::Act(act) => gate::<L>(act, a, b, out),
+            Map::Add => each!(a, b, out, |x, y| x.add(y)),
+            Map::Mul => each!(a, b, out, |x, y| x.mul(y)),
+            Map::Scale(by) => each!(a, b, out, |x, _y| x.mul(L::splat(by))),
+            Map::Softcap(cap) => each!(a, b, out, |x, _y| math::tanh(x.div(L::splat(cap))).mul(L::splat(cap))),
+            Map::Act(act) if alone => each!(a, b, out, |x, _y| math::act(act, x, None)),
+            Map::Act(Act::Silu) => each!(a, b, out, |x, y| math::act(Act::Silu, x, Some(y))),
+            Map::Act(act) => each!(a, b, out, |x, y| math::act(act, x, Some(y))),
             Map::Round(to) => {
                 let round = |x: f32| match to {
                     DType::F16 => f16::from_f32(x).to_f32(),
@@ -159,33 +181,6 @@ impl Kernel for Pairwise<'_> {
                 out.iter_mut().zip(a).for_each(|(out, x)| *out = round(*x));
             }
         }
-    }
-}
-
-#[inline(always)]
-fn gate<L: Lanes>(act: Act, a: &[f32], b: &[f32], out: &mut [f32]) {
-    match b.is_empty() {
-        true => each::<L>(a, b, out, |a, _| math::act(act, a, None)),
-        false => each::<L>(a, b, out, |a, b| math::act(act, a, Some(b))),
-    }
-}
-
-#[inline(always)]
-fn each<L: Lanes>(a: &[f32], b: &[f32], out: &mut [f32], f: impl Fn(L, L) -> L) {
-    let whole = out.len() / LANES * LANES;
-    if b.is_empty() {
-        for (a, out) in a.chunks(LANES).zip(out.chunks_mut(LANES)) {
-            f(L::load_part(a), L::splat(0.0)).store_part(out);
-        }
-        return;
-    }
-    assert!(a.len() == out.len() && b.len() == out.len(), "operands are as long as the result: this is a bug");
-    for i in (0..whole).step_by(LANES) {
-        // SAFETY: sixteen values from `i` on are inside all three.
-        unsafe { f(L::load(a.as_ptr().add(i)), L::load(b.as_ptr().add(i))).store(out.as_mut_ptr().add(i)) };
-    }
-    if whole < out.len() {
-        f(L::load_part(&a[whole..]), L::load_part(&b[whole..])).store_part(&mut out[whole..]);
     }
 }
 
@@ -216,13 +211,9 @@ impl Kernel for NormRows<'_> {
         let Self { norm, x, n, out } = self;
         for (x, out) in x.chunks_exact(n).zip(out.chunks_exact_mut(n)) {
             let count = n as f32;
-            let mean = if norm.centred { total::<L>(x, 0.0, |x| x) / count } else { 0.0 };
+            let mean = if norm.centred { total::<L, false>(x, 0.0) / count } else { 0.0 };
             let m = L::splat(mean);
-            let squares = match norm.centred {
-                false => total::<L>(x, 0.0, |x| x.mul(x)),
-                // Lanes beyond the row hold the mean, so that they add nothing.
-                true => total::<L>(x, mean, |x| x.sub(m).mul(x.sub(m))),
-            };
+            let squares = total::<L, true>(x, mean);
             let factor = L::splat(1.0 / (squares / count + norm.eps).sqrt());
             for (i, (x, out)) in x.chunks(LANES).zip(out.chunks_mut(LANES)).enumerate() {
                 let at = i * LANES;
@@ -239,23 +230,27 @@ impl Kernel for NormRows<'_> {
     }
 }
 
-/// Sum of `f` over a row that goes on with `beyond` to the end of its last vector.
+/// Sum of `x - mean` over a row, or of its square.
 #[inline(always)]
-fn total<L: Lanes>(x: &[f32], beyond: f32, f: impl Fn(L) -> L) -> f32 {
+fn total<L: Lanes, const SQUARED: bool>(x: &[f32], mean: f32) -> f32 {
     const CHAINS: usize = 4;
+    let m = L::splat(mean);
     let mut sums = [L::splat(0.0); CHAINS];
     let whole = x.len() / (CHAINS * LANES) * CHAINS * LANES;
     for i in (0..whole).step_by(CHAINS * LANES) {
         for (c, sum) in sums.iter_mut().enumerate() {
             // SAFETY: inside the whole groups.
-            *sum = sum.add(f(unsafe { L::load(x.as_ptr().add(i + c * LANES)) }));
+            let d = unsafe { L::load(x.as_ptr().add(i + c * LANES)) }.sub(m);
+            *sum = if SQUARED { d.fma(d, *sum) } else { sum.add(d) };
         }
     }
     for (x, sum) in x[whole..].chunks(LANES).zip(&mut sums) {
-        let mut last = [beyond; LANES];
+        // Lanes beyond the row hold the mean, so that they add nothing.
+        let mut last = [mean; LANES];
         last[..x.len()].copy_from_slice(x);
         // SAFETY: a whole vector.
-        *sum = sum.add(f(unsafe { L::load(last.as_ptr()) }));
+        let d = unsafe { L::load(last.as_ptr()) }.sub(m);
+        *sum = if SQUARED { d.fma(d, *sum) } else { sum.add(d) };
     }
     sums[0].add(sums[1]).add(sums[2].add(sums[3])).sum()
 }

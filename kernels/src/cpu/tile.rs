@@ -310,9 +310,14 @@ unsafe fn soften<L: Lanes>(
 ) {
     // SAFETY: the caller's.
     unsafe {
-        let mut s: [L; BLOCKS] = std::array::from_fn(|b| L::load(scores.add(b * LANES)));
+        let mut s = [L::splat(0.0); BLOCKS];
+        for (b, s) in s.iter_mut().enumerate() {
+            *s = L::load(scores.add(b * LANES));
+        }
         if let Some(cap) = form.softcap {
-            s = s.map(|s| math::tanh(s.div(L::splat(cap))).mul(L::splat(cap)));
+            for s in &mut s {
+                *s = math::tanh(s.div(L::splat(cap))).mul(L::splat(cap));
+            }
         }
         let (oldest, start) = (form.oldest(position), keys.start);
         if oldest > start || position < start + KEYS - 1 {
@@ -336,11 +341,11 @@ unsafe fn soften<L: Lanes>(
                 L::load(acc.add(c)).mul(correction).store(acc.add(c));
             }
         }
-        let p = s.map(|s| math::exp(s.sub(L::splat(new))));
-        before.add(p[0].add(p[1]).add(p[2].add(p[3]))).store(sum);
-        for (b, p) in p.iter().enumerate() {
-            p.store(scores.add(b * LANES));
+        for (b, s) in s.iter_mut().enumerate() {
+            *s = math::exp(s.sub(L::splat(new)));
+            s.store(scores.add(b * LANES));
         }
+        before.add(s[0].add(s[1]).add(s[2].add(s[3]))).store(sum);
     }
 }
 
@@ -395,19 +400,20 @@ unsafe fn weigh_rows<L: Lanes, C: Cell, const R: usize, const N: usize>(
         return; // as in `dot_rows`
     }
     let columns = width / LANES;
-    let line = |j: usize, n: usize| {
-        // SAFETY: `j` is below 64, the column below the row's width.
-        unsafe { keys.values[j / BLOCK_TOKENS].add((j % BLOCK_TOKENS / 2 * columns + column + n) * LINE) }
-    };
     // SAFETY: the caller's.
     unsafe {
-        let mut acc: [[L; N]; R] =
-            std::array::from_fn(|r| std::array::from_fn(|n| L::load(out.add(r * width + n * LANES))));
+        let mut acc = [[L::splat(0.0); N]; R];
+        for (r, acc) in acc.iter_mut().enumerate() {
+            for (n, acc) in acc.iter_mut().enumerate() {
+                *acc = L::load(out.add(r * width + n * LANES));
+            }
+        }
         // A pair begins at an even key; one before the first that is seen is an older token of the same block.
         let mut j = keys.seen.start / 2 * 2;
         while j + 1 < keys.seen.end {
+            let lines = keys.values[j / BLOCK_TOKENS].add((j % BLOCK_TOKENS / 2 * columns + column) * LINE);
             for n in 0..N {
-                let (even, odd) = C::line::<L>(line(j, n));
+                let (even, odd) = C::line::<L>(lines.add(n * LINE));
                 for (r, acc) in acc.iter_mut().enumerate() {
                     acc[n] = even.fma(L::splat(*weights.add(r * KEYS + j)), acc[n]);
                     acc[n] = odd.fma(L::splat(*weights.add(r * KEYS + j + 1)), acc[n]);
@@ -416,8 +422,9 @@ unsafe fn weigh_rows<L: Lanes, C: Cell, const R: usize, const N: usize>(
             j += 2;
         }
         if j < keys.seen.end {
+            let lines = keys.values[j / BLOCK_TOKENS].add((j % BLOCK_TOKENS / 2 * columns + column) * LINE);
             for n in 0..N {
-                let (even, _) = C::line::<L>(line(j, n));
+                let (even, _) = C::line::<L>(lines.add(n * LINE));
                 for (r, acc) in acc.iter_mut().enumerate() {
                     acc[n] = even.fma(L::splat(*weights.add(r * KEYS + j)), acc[n]);
                 }
