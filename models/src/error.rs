@@ -23,7 +23,9 @@ pub enum Error {
 }
 
 impl Error {
+    /// One line, whatever the file smuggles into a name that the reason quotes.
     pub fn file(file: impl Into<String>, reason: impl std::fmt::Display) -> Self {
-        Self::File { file: file.into(), reason: reason.to_string() }
+        let line = |text: String| text.replace(char::is_control, " ");
+        Self::File { file: line(file.into()), reason: line(reason.to_string()) }
     }
 }
