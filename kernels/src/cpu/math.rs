@@ -33,7 +33,7 @@ pub(crate) fn tanh<L: Lanes>(x: L) -> L {
     // Near 0 an odd polynomial; beyond, 1 - 2 / (e^2a + 1).
     let z = x.mul(x);
     let mut p = s(-5.704_988_7e-3);
-    for c in [2.063_908_9e-2, -5.373_971_6e-2, 0.133_314_42, -0.333_332_82] {
+    for c in [2.063_909e-2, -5.373_971_6e-2, 0.133_314_42, -0.333_332_8] {
         p = p.fma(z, s(c));
     }
     let near = p.mul(z).fma(x, x);
@@ -51,7 +51,7 @@ pub(crate) fn normal<L: Lanes>(x: L) -> L {
     let a = s(0.0).sub(u).keep(negative, u);
     let z = u.mul(u);
     let mut near = s(7.853_861_4e-5);
-    for c in [-8.010_193_6e-4, 5.188_327_7e-3, -2.685_381_2e-2, 0.112_835_85, -0.376_126_26, 1.128_379_2] {
+    for c in [-8.010_193_6e-4, 5.188_327_7e-3, -2.685_381_2e-2, 0.112_835_85, -0.376_126_26, std::f32::consts::FRAC_2_SQRT_PI] {
         near = near.fma(z, s(c));
     }
     let near = near.mul(u).fma(s(0.5), s(0.5));
@@ -65,7 +65,7 @@ pub(crate) fn normal<L: Lanes>(x: L) -> L {
         -0.582_473_3,
         0.621_000_5,
         -0.494_451_53,
-        0.340_487_99,
+        0.340_488,
         -0.274_112_7,
         0.563_825_94,
     ] {

@@ -99,7 +99,6 @@ impl Values {
 
     /// # Safety
     /// As for [`Self::read`], and nobody reads it while the slice is held.
-    #[expect(clippy::mut_from_ref, reason = "values lie apart in the arena; see the type")]
     unsafe fn write<'a, T>(self, span: Span) -> &'a mut [T] {
         // SAFETY: the caller's.
         unsafe { std::slice::from_raw_parts_mut(self.to::<T>(span).get(), span.len) }

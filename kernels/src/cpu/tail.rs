@@ -1,7 +1,7 @@
 //! Owns the end of a step: masks, the largest logit, the best candidates, the logarithm of the sum of exponentials. Knows
 //! no sampling.
 //!
-//! A row is cut into pieces of [`PIECE`] logits at fixed places, whatever the number of threads; pieces are combined in
+//! Sums cut a row into pieces of [`PIECE`] logits at fixed places, whatever the number of threads, and combine them in
 //! order. Candidates are ordered by logit, then by id, which is a total order: NaN counts as the lowest of all.
 //! Tolerance of `log_sum_exp`: 1e-6 relative (f32 terms, f64 sums of pieces).
 
@@ -42,7 +42,7 @@ pub(crate) unsafe fn mask(rowwise: Rowwise<'_>, x: &[f32], masks: &[u32], n: usi
 /// Index of the largest logit of each row, ties to the lowest.
 pub(crate) fn argmax(rowwise: Rowwise<'_>, x: &[f32], n: usize) -> Vec<u32> {
     let pieces = n.div_ceil(PIECE);
-    let found = each_piece(rowwise, x, n, Candidate { id: 0, logit: f32::NAN }, |first, x| {
+    let found = each_piece(rowwise, x, n, PIECE, Candidate { id: 0, logit: f32::NAN }, |first, x| {
         let (place, logit) = lanes::run(rowwise.vectors, Largest(x));
         Candidate { id: (first + place) as u32, logit }
     });
@@ -52,13 +52,16 @@ pub(crate) fn argmax(rowwise: Rowwise<'_>, x: &[f32], n: usize) -> Vec<u32> {
 
 /// The `k` largest logits of each row, largest first, ties to the lowest id. `[rows, k]`
 pub(crate) fn top_k(rowwise: Rowwise<'_>, x: &[f32], n: usize, k: usize) -> Vec<Candidate> {
-    let pieces = n.div_ceil(PIECE);
-    let found = each_piece(rowwise, x, n, vec![], |first, x| lanes::run(rowwise.vectors, Best { x, first, k }));
+    // The order is total, so pieces may be of any size; a long one inserts less.
+    let threads = rowwise.pool.threads();
+    let piece = if x.len() / n >= threads { n } else { n.div_ceil(threads).max(PIECE) };
+    let pieces = n.div_ceil(piece);
+    let found = each_piece(rowwise, x, n, piece, vec![], |first, x| lanes::run(rowwise.vectors, Best { x, first, k }));
     let mut out = Vec::with_capacity(x.len() / n * k);
     for row in found.chunks_exact(pieces) {
         let mut all: Vec<Candidate> = row.concat();
         // Sorted by logit, and stable: pieces follow each other by id.
-        all.sort_by(|a, b| rank(b.logit).cmp(&rank(a.logit)));
+        all.sort_by_key(|c| std::cmp::Reverse(rank(c.logit)));
         out.extend(&all[..k]);
     }
     out
@@ -67,7 +70,7 @@ pub(crate) fn top_k(rowwise: Rowwise<'_>, x: &[f32], n: usize, k: usize) -> Vec<
 /// `ln(sum(exp(x)))` of each row.
 pub(crate) fn log_sum_exp(rowwise: Rowwise<'_>, x: &[f32], n: usize) -> Vec<f32> {
     let pieces = n.div_ceil(PIECE);
-    let found = each_piece(rowwise, x, n, (0.0, 0.0), |_, x| {
+    let found = each_piece(rowwise, x, n, PIECE, (0.0, 0.0), |_, x| {
         let (_, max) = lanes::run(rowwise.vectors, Largest(x));
         let max = if max == f32::NEG_INFINITY { f32::MIN } else { max };
         (max, lanes::run(rowwise.vectors, SumExp { x, max }))
@@ -80,22 +83,23 @@ pub(crate) fn log_sum_exp(rowwise: Rowwise<'_>, x: &[f32], n: usize) -> Vec<f32>
     found.chunks_exact(pieces).map(whole).collect()
 }
 
-/// `f(first index, logits)` of every piece of every row, rows one after another.
+/// `f(first index, logits)` of every piece of `piece` logits of every row, rows one after another.
 fn each_piece<T: Clone + Send>(
     rowwise: Rowwise<'_>,
     x: &[f32],
     n: usize,
+    piece: usize,
     empty: T,
     f: impl Fn(usize, &[f32]) -> T + Sync,
 ) -> Vec<T> {
-    let pieces = n.div_ceil(PIECE);
+    let pieces = n.div_ceil(piece);
     let total = x.len() / n * pieces;
     let mut found = vec![empty; total];
     let out = &Apart(found.as_mut_ptr());
-    rowwise.spread(total, PIECE.min(n), &|range| {
+    rowwise.spread(total, piece.min(n), &|range| {
         for i in range {
-            let (row, first) = (i / pieces, i % pieces * PIECE);
-            let x = &x[row * n..][first..n.min(first + PIECE)];
+            let (row, first) = (i / pieces, i % pieces * piece);
+            let x = &x[row * n..][first..n.min(first + piece)];
             // SAFETY: each piece has a place of its own.
             unsafe { *out.0.add(i) = f(first, x) };
         }
