@@ -151,7 +151,7 @@ mod x86 {
 
     // SAFETY of every block below: see `Lanes`; entered only through `run`, on a machine that has the features.
     impl Lanes for Avx512 {
-        const TILE_ROWS: usize = 6;
+        const TILE_ROWS: usize = 4;
 
         #[inline(always)]
         fn splat(x: f32) -> Self {

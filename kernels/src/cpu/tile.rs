@@ -27,6 +27,9 @@ use super::math;
 /// Keys that one round takes: four vectors of scores a row.
 const KEYS: usize = 64;
 const BLOCKS: usize = KEYS / BLOCK_TOKENS;
+/// [`Lanes::TILE_ROWS`] of any path. Six rows on AVX-512 spilled: the compiler keeps the broadcast queries of a pair of
+/// dimensions in registers, which is right, but leaves room for four rows of four sums.
+const MOST_ROWS: usize = 4;
 /// The running maximum of a row that has seen nothing: no score is below it, and it is finite, so differences are too.
 const LOWEST: f32 = f32::MIN;
 
@@ -81,7 +84,7 @@ impl<C: Cell> Kernel for Tile<'_, C> {
         let (group, rows) = (form.group(), form.group() * item.queries);
         let (pairs, width) = (form.dim.div_ceil(2), padded(form.v_dim));
         let partial_len = partial_values(form.v_dim);
-        let sizes = [rows * pairs * 2, rows, rows * LANES, rows * width, rows * partial_len, 6 * KEYS];
+        let sizes = [rows * pairs * 2, rows, rows * LANES, rows * width, rows * partial_len, MOST_ROWS * KEYS];
         let sizes = sizes.map(|s| s.next_multiple_of(LANES));
         let needed = sizes.iter().sum::<usize>();
         if scratch.values.len() < needed {
@@ -121,7 +124,7 @@ impl<C: Cell> Kernel for Tile<'_, C> {
                         let position = item.position + row / group;
                         let last = item.position + (row + count - 1) / group;
                         if last >= start && form.oldest(position) < start + KEYS {
-                            let keys = Keys::new::<C>(attention, &item, start, form.oldest(position), last);
+                            let keys = Keys::new(attention, &item, start, form.oldest(position), last);
                             let q = q.add(row * pairs * 2);
                             dot::<L, C>(&keys, q, pairs, count, scores);
                             for r in 0..count {
@@ -236,7 +239,7 @@ struct Keys<C> {
 impl<C: Cell> Keys<C> {
     /// Blocks that no row sees are replaced by one that a row does see: read, and masked.
     #[inline(always)]
-    unsafe fn new<D>(attention: &Attention<'_>, item: &Item, start: usize, oldest: usize, newest: usize) -> Self {
+    unsafe fn new(attention: &Attention<'_>, item: &Item, start: usize, oldest: usize, newest: usize) -> Self {
         let seen = oldest.max(start)..(newest + 1).min(start + KEYS);
         let table = attention.batch.blocks(item.seq);
         let block = |i: usize| {
@@ -264,9 +267,7 @@ unsafe fn dot<L: Lanes, C: Cell>(keys: &Keys<C>, q: *const f32, pairs: usize, co
             1 => dot_rows::<L, C, 1>(keys, q, pairs, scores),
             2 => dot_rows::<L, C, 2>(keys, q, pairs, scores),
             3 => dot_rows::<L, C, 3>(keys, q, pairs, scores),
-            4 => dot_rows::<L, C, 4>(keys, q, pairs, scores),
-            5 => dot_rows::<L, C, 5>(keys, q, pairs, scores),
-            _ => dot_rows::<L, C, 6>(keys, q, pairs, scores),
+            _ => dot_rows::<L, C, MOST_ROWS>(keys, q, pairs, scores),
         }
     }
 }
@@ -371,9 +372,7 @@ unsafe fn weigh<L: Lanes, C: Cell>(keys: &Keys<C>, weights: *const f32, count: u
                         1 => weigh_rows::<L, C, 1, $n>(keys, weights, acc, width, c),
                         2 => weigh_rows::<L, C, 2, $n>(keys, weights, acc, width, c),
                         3 => weigh_rows::<L, C, 3, $n>(keys, weights, acc, width, c),
-                        4 => weigh_rows::<L, C, 4, $n>(keys, weights, acc, width, c),
-                        5 => weigh_rows::<L, C, 5, $n>(keys, weights, acc, width, c),
-                        _ => weigh_rows::<L, C, 6, $n>(keys, weights, acc, width, c),
+                        _ => weigh_rows::<L, C, MOST_ROWS, $n>(keys, weights, acc, width, c),
                     }
                 };
             }
