@@ -48,7 +48,7 @@ fn check(program: &Program, arena: &Arena) -> Result<usize, String> {
     let holds = |owner: &[usize], i: usize| owner[arena.offsets[i]..][..bytes(i)].iter().all(|o| *o == source(i));
     for (i, node) in program.nodes.iter().enumerate() {
         let at = arena.offsets[i];
-        if at % Arena::ALIGN != 0 || at + bytes(i) > arena.peak_bytes {
+        if !at.is_multiple_of(Arena::ALIGN) || at + bytes(i) > arena.peak_bytes {
             return Err(format!("%{i} lies at {at}, {} bytes", bytes(i)));
         }
         if matches!(node.op, Op::Reshape { .. }) {
