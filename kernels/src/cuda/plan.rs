@@ -237,7 +237,14 @@ impl Planner<'_> {
         self.launch("router", (total / spec.top_k, 1, 1), 32, shared, &arguments)
     }
 
-    fn experts(&mut self, out: Argument, x: Value, route: Value, spec: &ExpertsSpec, shape: Shape) -> Result<Vec<Launch>> {
+    fn experts(
+        &mut self,
+        out: Argument,
+        x: Value,
+        route: Value,
+        spec: &ExpertsSpec,
+        shape: Shape,
+    ) -> Result<Vec<Launch>> {
         let (tokens, hidden, width) = (shape.first(), shape.last(), spec.down.shape.last());
         let top_k = self.program.node(route).shape.last();
         let (gate_up, down) = match (spec.gate_up.format, spec.down.format) {
@@ -247,7 +254,8 @@ impl Planner<'_> {
             (other, _) => return Err(no_format(other)),
         };
         let inner = Address(self.arena_address + self.arena.peak_bytes as u64);
-        let (alpha, limit) = if let Act::ClampedSwiglu { alpha, limit } = spec.act { (alpha, limit) } else { (0.0, 0.0) };
+        let (alpha, limit) =
+            if let Act::ClampedSwiglu { alpha, limit } = spec.act { (alpha, limit) } else { (0.0, 0.0) };
         let made = [
             inner,
             self.at(x),
