@@ -17,10 +17,13 @@ use super::detokenizer::Decoding;
 use super::literal::ControlTokens;
 use super::normalizer;
 use super::pieces::{Entry, Pieces, Spelling};
+use crate::source::read_text;
 use crate::{Error, Result};
 
 /// Longer text is refused before any work is done on it. The longest contexts of today hold half of this.
 pub const MAX_INPUT_BYTES: usize = 8 << 20;
+/// A longer `tokenizer.json` is a broken one; the largest of today have a tenth of this.
+const MOST_FILE_BYTES: u64 = 512 << 20;
 /// More ids than this are a broken file.
 const MAX_VOCABULARY: usize = 1 << 22;
 
@@ -36,13 +39,9 @@ impl Tokenizer {
     /// Reads `tokenizer.json`. Errors name the file.
     pub fn open(path: &Path) -> Result<Self> {
         let name = path.file_name().map_or_else(|| "tokenizer.json".into(), |name| name.to_string_lossy().into_owned());
-        let bytes = std::fs::read(path).map_err(|error| match error.kind() {
-            std::io::ErrorKind::NotFound => {
-                Error::file(&name, "not found in the model folder, which needs it (tokenizer.model is not read)")
-            }
-            _ => Error::file(&name, error),
-        })?;
-        Self::parse(&bytes).map_err(|reason| Error::file(&name, reason))
+        let missing = "not found in the model folder, which needs it (tokenizer.model is not read)";
+        let text = read_text(path, MOST_FILE_BYTES)?.ok_or_else(|| Error::file(&name, missing))?;
+        Self::parse(text.as_bytes()).map_err(|reason| Error::file(&name, reason))
     }
 
     fn parse(bytes: &[u8]) -> Result<Self, String> {

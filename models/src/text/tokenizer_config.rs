@@ -7,11 +7,14 @@ use std::path::Path;
 use serde_json::Value;
 use tokenizers::tokenizer::AddedToken;
 
+use crate::source::read_text;
 use crate::{Error, Result};
 
 pub(super) const FILE: &str = "tokenizer_config.json";
 const TEMPLATE_FILE: &str = "chat_template.jinja";
 const TEMPLATE_JSON_FILE: &str = "chat_template.json";
+/// A longer file is a broken one.
+const MOST_BYTES: u64 = 64 << 20;
 
 #[derive(Debug, Default)]
 pub(super) struct TokenizerConfig {
@@ -36,25 +39,16 @@ impl TokenizerConfig {
         if let Some(template) = other.as_ref().and_then(template) {
             (this.template, this.template_file) = (Some(template), TEMPLATE_JSON_FILE);
         }
-        if let Some(bytes) = read(folder, TEMPLATE_FILE)? {
-            let text = String::from_utf8(bytes).map_err(|_| Error::file(TEMPLATE_FILE, "not UTF-8 text"))?;
+        if let Some(text) = read_text(&folder.join(TEMPLATE_FILE), MOST_BYTES)? {
             (this.template, this.template_file) = (Some(text), TEMPLATE_FILE);
         }
         Ok(this)
     }
 }
 
-fn read(folder: &Path, name: &str) -> Result<Option<Vec<u8>>> {
-    match std::fs::read(folder.join(name)) {
-        Ok(bytes) => Ok(Some(bytes)),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(Error::file(name, error)),
-    }
-}
-
 fn json(folder: &Path, name: &str) -> Result<Option<Value>> {
-    let Some(bytes) = read(folder, name)? else { return Ok(None) };
-    serde_json::from_slice(&bytes).map(Some).map_err(|error| Error::file(name, error))
+    let Some(text) = read_text(&folder.join(name), MOST_BYTES)? else { return Ok(None) };
+    serde_json::from_str(&text).map(Some).map_err(|error| Error::file(name, error))
 }
 
 /// `bos_token` and its kin, each a string or an object with `content`.
