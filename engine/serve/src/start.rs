@@ -20,11 +20,11 @@ use crate::progress::Progress;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StartError {
-    #[error("{0}")]
+    #[error(transparent)]
     Model(#[from] dualgauge_models::Error),
-    #[error("{0}")]
+    #[error(transparent)]
     Device(#[from] dualgauge_kernels::Error),
-    #[error("{0}")]
+    #[error(transparent)]
     Engine(#[from] dualgauge::Error),
 }
 

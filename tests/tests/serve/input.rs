@@ -12,7 +12,7 @@ fn bad_input_is_the_clients_error() {
     let message = |m: Value| json!({"messages": [m]});
     let user = json!([{"role": "user", "content": "x"}]);
     let mut cases: Vec<(&str, Value, u16, &str)> = vec![
-        ("/v1/chat/completions", json!({}), 400, ""),
+        ("/v1/chat/completions", json!({}), 400, "messages"),
         ("/v1/chat/completions", json!({"messages": []}), 400, "messages"),
         ("/v1/chat/completions", json!({"messages": "x"}), 400, "messages"),
         ("/v1/chat/completions", json!({"messages": null}), 400, "messages"),
@@ -35,7 +35,7 @@ fn bad_input_is_the_clients_error() {
             400,
             "messages[0].content[0].text",
         ),
-        ("/v1/completions", json!({}), 400, ""),
+        ("/v1/completions", json!({}), 400, "prompt"),
         ("/v1/completions", json!({"prompt": ""}), 400, "prompt"),
         ("/v1/completions", json!({"prompt": []}), 400, "prompt"),
         ("/v1/completions", json!({"prompt": ["a", ""]}), 400, "prompt"),

@@ -45,11 +45,17 @@ impl Job {
     /// When the engine takes one of them not; those taken before are aborted.
     pub fn start(&mut self, frontend: &Frontend) -> Result<Vec<Generation>, ApiError> {
         let mut generations = Vec::with_capacity(self.prompts.len() * self.n);
+        let field = match self.shape {
+            Shape::Chat => "messages",
+            Shape::Completion => "prompt",
+        };
         for (at, prompt) in std::mem::take(&mut self.prompts).into_iter().enumerate() {
             let many = matches!(self.shape, Shape::Completion) && at > 0;
             let refused = |e| {
                 let error = ApiError::from(e);
+                let ours = error.status.as_u16() == 400;
                 ApiError {
+                    param: error.param.or_else(|| ours.then(|| field.to_owned())),
                     message: if many { format!("prompt[{at}]: {}", error.message) } else { error.message },
                     ..error
                 }

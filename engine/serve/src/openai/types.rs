@@ -29,7 +29,12 @@ pub fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
             serde_json::error::Category::Data if known => {
                 ApiError::invalid(path.clone(), format!("{path}: {}", e.inner()))
             }
-            serde_json::error::Category::Data => ApiError::invalid("", e.inner().to_string()),
+            serde_json::error::Category::Data => {
+                // A field that is missing or there twice is named by the message alone.
+                let message = e.inner().to_string();
+                let field = message.split('`').nth(1).filter(|_| message.contains(" field `")).unwrap_or_default();
+                ApiError::invalid(field.to_owned(), message)
+            }
             _ => ApiError::invalid("", format!("The body is not valid JSON: {}", e.inner())),
         }
     })?;
