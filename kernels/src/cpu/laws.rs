@@ -88,7 +88,7 @@ impl World {
         let layers = vec![KvLayer { kv_heads: f.kv_heads, k_dim: f.dim, v_dim: f.v_dim }; 2];
         let spec = KvSpec { layers, block_tokens: BLOCK_TOKENS, dtype: self.dtype };
         let mut cache = KvCache::reserve(&spec, blocks).expect("memory for a small cache");
-        if f.dim % 2 == 0 {
+        if f.dim.is_multiple_of(2) {
             cache.poison(); // the padding of odd dimensions is read, and must be the zeros it was made of
         }
         let (mut plan, mut scratch) = (Plan::default(), Scratch::new(threads));
