@@ -51,7 +51,14 @@ pub(crate) fn normal<L: Lanes>(x: L) -> L {
     let a = s(0.0).sub(u).keep(negative, u);
     let z = u.mul(u);
     let mut near = s(7.853_861_4e-5);
-    for c in [-8.010_193_6e-4, 5.188_327_7e-3, -2.685_381_2e-2, 0.112_835_85, -0.376_126_26, std::f32::consts::FRAC_2_SQRT_PI] {
+    for c in [
+        -8.010_193_6e-4,
+        5.188_327_7e-3,
+        -2.685_381_2e-2,
+        0.112_835_85,
+        -0.376_126_26,
+        std::f32::consts::FRAC_2_SQRT_PI,
+    ] {
         near = near.fma(z, s(c));
     }
     let near = near.mul(u).fma(s(0.5), s(0.5));
@@ -59,16 +66,9 @@ pub(crate) fn normal<L: Lanes>(x: L) -> L {
     let q = s(1.0).div(s(1.0).max(a));
     let y = q.mul(q);
     let mut middle = s(2.326_82e-2);
-    for c in [
-        -0.138_703_94,
-        0.368_742_47,
-        -0.582_473_3,
-        0.621_000_5,
-        -0.494_451_53,
-        0.340_488,
-        -0.274_112_7,
-        0.563_825_94,
-    ] {
+    for c in
+        [-0.138_703_94, 0.368_742_47, -0.582_473_3, 0.621_000_5, -0.494_451_53, 0.340_488, -0.274_112_7, 0.563_825_94]
+    {
         middle = middle.fma(y, s(c));
     }
     let mut far = s(-10.477_664);
