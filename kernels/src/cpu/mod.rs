@@ -16,6 +16,7 @@ mod math;
 mod matrix;
 mod pool;
 mod product;
+mod round;
 mod router;
 mod rows;
 mod rowwise;
