@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use criterion::{Criterion, Throughput};
 use dualgauge_bench::roofline::{Limits, Product};
+use dualgauge_bench::timing;
 use dualgauge_kernels::{
     AttnSpec, Backend, Batch, BatchShape, DeviceKind, DeviceSpec, Format, HostTensor, KvLayer, KvSpec, Recorder, Tail,
     Weight, open,
@@ -21,12 +22,7 @@ const DECODE: [(usize, usize); 6] = [(1, 128), (1, 1024), (1, 8192), (4, 1024), 
 const PREFILL: [(usize, usize); 3] = [(128, 128), (512, 512), (512, 4096)];
 
 fn main() {
-    let mut criterion = Criterion::default()
-        .sample_size(10)
-        .warm_up_time(Duration::from_millis(200))
-        .measurement_time(Duration::from_secs(1))
-        .without_plots()
-        .configure_from_args();
+    let mut criterion = timing::criterion(Duration::from_secs(1));
     for threads in [1, 2] {
         let limits = Limits::measure(threads);
         println!("limits, {threads} threads: read {:.1} GB/s; f32 {:.0} Gop/s", limits.read_gb_s, limits.f32_gop_s);
@@ -90,26 +86,15 @@ impl Device {
         let cell = backend.limits().kv_dtype.bytes();
         let bytes = (LAYERS * seqs * context * kv_heads * dim * 2 * cell) as u64;
         let name = format!("{heads}x{dim}/{}t/{kind}/{}@{context}", limits.threads, seqs * query);
-        let mut best = f64::MAX;
-        let mut group = criterion.benchmark_group("attention");
-        group.throughput(Throughput::ElementsAndBytes { elements: operations, bytes });
-        group.bench_function(&name, |b| {
-            b.iter_custom(|times| {
-                let mut total = Duration::ZERO;
-                for _ in 0..times {
-                    let start = Instant::now();
-                    let ticket = backend.launch(id, &batch).expect("launches");
-                    backend.wait(ticket).expect("runs");
-                    let taken = start.elapsed();
-                    best = best.min(taken.as_secs_f64());
-                    total += taken;
-                }
-                total
-            });
+        let throughput = Throughput::ElementsAndBytes { elements: operations, bytes };
+        let best = timing::best(criterion, "attention", &name, throughput, || {
+            let start = Instant::now();
+            let ticket = backend.launch(id, &batch).expect("launches");
+            backend.wait(ticket).expect("runs");
+            start.elapsed()
         });
-        group.finish();
         backend.release(id);
-        if best < f64::MAX {
+        if let Some(best) = best {
             println!(
                 "  {name}: best {:.3} ms, {:.1} GB/s, {:.0} Gop/s, {:.0} % of the limit",
                 best * 1e3,

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use criterion::{Criterion, Throughput};
 use dualgauge_bench::roofline::{Clock, Limits, Product};
+use dualgauge_bench::timing;
 use dualgauge_kernels::{
     Backend, Batch, BatchShape, DeviceKind, DeviceSpec, Format, HostTensor, Recorder, Tail, Value, Weight, format, open,
 };
@@ -23,12 +24,7 @@ const SHAPES: [(usize, usize); 4] = [(HIDDEN, HIDDEN), (HIDDEN, INNER), (INNER, 
 const COPIES_BYTES: usize = 64 << 20;
 
 fn main() {
-    let mut criterion = Criterion::default()
-        .sample_size(10)
-        .warm_up_time(Duration::from_millis(200))
-        .measurement_time(Duration::from_secs(1))
-        .without_plots()
-        .configure_from_args();
+    let mut criterion = timing::criterion(Duration::from_secs(1));
     for threads in [1, 2] {
         let limits = Limits::measure(threads);
         println!(
@@ -176,28 +172,18 @@ impl Device {
     ) {
         let backend = self.backend.as_mut();
         let ids: Vec<_> = recorded.iter().map(|(p, _)| backend.compile(p).expect("compiles")).collect();
-        let (mut turn, mut best) = (0, f64::MAX);
-        let mut group = criterion.benchmark_group("gemm");
-        group.throughput(Throughput::ElementsAndBytes { elements: operations, bytes });
-        group.bench_function(name, |b| {
-            b.iter_custom(|times| {
-                let mut total = Duration::ZERO;
-                for _ in 0..times {
-                    let at = turn % ids.len();
-                    turn += 1;
-                    let clock = Clock::start(limits.threads);
-                    let ticket = backend.launch(ids[at], &recorded[at].1).expect("launches");
-                    backend.wait(ticket).expect("runs");
-                    let taken = clock.taken();
-                    best = best.min(taken.as_secs_f64());
-                    total += taken;
-                }
-                total
-            });
+        let mut turn = 0;
+        let throughput = Throughput::ElementsAndBytes { elements: operations, bytes };
+        let best = timing::best(criterion, "gemm", name, throughput, || {
+            let at = turn % ids.len();
+            turn += 1;
+            let clock = Clock::start(limits.threads);
+            let ticket = backend.launch(ids[at], &recorded[at].1).expect("launches");
+            backend.wait(ticket).expect("runs");
+            clock.taken()
         });
-        group.finish();
         ids.into_iter().for_each(|id| backend.release(id));
-        if best < f64::MAX {
+        if let Some(best) = best {
             println!(
                 "  {name}: best {:.3} ms, {:.1} GB/s, {:.0} Gop/s, {:.0} % of the limit",
                 best * 1e3,

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use criterion::{Criterion, Throughput};
 use dualgauge_bench::roofline::Limits;
+use dualgauge_bench::timing;
 use dualgauge_kernels::{
     Act, Backend, Batch, BatchShape, DeviceKind, DeviceSpec, Format, HostTensor, Recorder, RopeSpec, Tail, Value,
     Weight, open,
@@ -20,12 +21,7 @@ const WIDTHS: [usize; 2] = [576, 2048];
 const HEAD: usize = 64;
 
 fn main() {
-    let mut criterion = Criterion::default()
-        .sample_size(10)
-        .warm_up_time(Duration::from_millis(200))
-        .measurement_time(Duration::from_millis(500))
-        .without_plots()
-        .configure_from_args();
+    let mut criterion = timing::criterion(Duration::from_millis(500));
     for threads in [1, 2] {
         let limits = Limits::measure(threads);
         println!("limits, {threads} threads: read {:.1} GB/s", limits.read_gb_s);
@@ -102,26 +98,15 @@ impl Device {
         let id = backend.compile(&program).expect("compiles");
         let bytes = (CHAIN * moved * tokens * self.width * 4) as u64;
         let name = format!("{op}/{}/{}t/{tokens}", self.width, limits.threads);
-        let mut best = f64::MAX;
-        let mut group = criterion.benchmark_group("norm");
-        group.throughput(Throughput::Bytes(bytes));
-        group.bench_function(&name, |b| {
-            b.iter_custom(|times| {
-                let mut total = Duration::ZERO;
-                for _ in 0..times {
-                    let start = Instant::now();
-                    let ticket = backend.launch(id, &batch).expect("launches");
-                    backend.wait(ticket).expect("runs");
-                    let taken = start.elapsed();
-                    best = best.min(taken.as_secs_f64());
-                    total += taken;
-                }
-                total
-            });
+        let throughput = Throughput::Bytes(bytes);
+        let best = timing::best(criterion, "norm", &name, throughput, || {
+            let start = Instant::now();
+            let ticket = backend.launch(id, &batch).expect("launches");
+            backend.wait(ticket).expect("runs");
+            start.elapsed()
         });
-        group.finish();
         backend.release(id);
-        if best < f64::MAX {
+        if let Some(best) = best {
             let rate = bytes as f64 / best * 1e-9;
             let share = rate / limits.read_gb_s * 100.0;
             println!(

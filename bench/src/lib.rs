@@ -1,3 +1,4 @@
 //! Owns what benches share. Knows no result.
 
 pub mod roofline;
+pub mod timing;
