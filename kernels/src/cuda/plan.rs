@@ -349,14 +349,12 @@ fn splits(program: &Program) -> usize {
 
 /// Bytes of split sums and of split weights, for the largest attention of the program.
 fn scratch(program: &Program) -> (usize, usize) {
-    let each = |v_dim: usize| {
-        let attention = |n: &&crate::Node| matches!(n.op, Op::Attention { .. });
-        let heads = |n: &crate::Node| n.shape.dims()[0] * n.shape.dims()[1];
-        let sizes =
-            program.nodes.iter().filter(attention).map(|n| heads(n) * if v_dim == 0 { n.shape.last() } else { v_dim });
-        (sizes.max().unwrap_or(0) * splits(program) * 4).next_multiple_of(Arena::ALIGN)
-    };
-    (each(0), each(2))
+    let attentions = || program.nodes.iter().filter(|n| matches!(n.op, Op::Attention { .. })).map(|n| n.shape);
+    let bytes = |values: usize| (values * splits(program) * 4).next_multiple_of(Arena::ALIGN);
+    let sums = attentions().map(|s| s.elements()).max().unwrap_or(0);
+    // The largest score and the sum of exponentials of each token and head.
+    let weights = attentions().map(|s| 2 * s.dims()[0] * s.dims()[1]).max().unwrap_or(0);
+    (bytes(sums), bytes(weights))
 }
 
 /// As numbered in `elementwise.cu`.
