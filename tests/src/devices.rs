@@ -106,9 +106,12 @@ impl TestDevice {
 }
 
 /// Runs `check` on every device. All are tried; then it panics with the names of those that failed.
+/// `DUALGAUGE_TEST_DEVICES=avx2,cuda` leaves those whose names hold one of these words.
 pub fn for_each_device(subject: &str, check: impl Fn(&TestDevice)) {
     let mut failed = vec![];
-    for device in TestDevice::present() {
+    let chosen = std::env::var("DUALGAUGE_TEST_DEVICES").ok();
+    let chosen = |name: &str| chosen.as_ref().is_none_or(|words| words.split(',').any(|word| name.contains(word)));
+    for device in TestDevice::present().into_iter().filter(|d| chosen(&d.name)) {
         if catch_unwind(AssertUnwindSafe(|| check(&device))).is_err() {
             failed.push(device.name);
         }
