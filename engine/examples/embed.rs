@@ -28,7 +28,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         match piece {
             Piece::Text { text, .. } => print!("{text}"),
             Piece::Failed { message } => return Err(message.into()),
-            Piece::Prompt(_) | Piece::Finished { .. } => println!(),
+            Piece::Finished { .. } => println!(),
+            Piece::Prompt(_) | Piece::Reasoning { .. } | Piece::ToolCall { .. } | Piece::ToolArguments { .. } => {}
         }
         std::io::stdout().flush()?;
     }

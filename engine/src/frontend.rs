@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use dualgauge_models::{Conversation, Detokenizer, Text};
 
+use crate::form::{OutputFormat, Reasoning, ToolChoice, ToolUse};
 use crate::stop::StopMatcher;
 use crate::{Engine, Event, Events, FinishReason, Rejected, Request, Sampling, Token, TokenLogprobs, Usage};
 
@@ -30,6 +31,11 @@ pub struct TextRequest {
     pub cache_salt: Option<String>,
     /// As [`Request::prompt_logprobs`].
     pub prompt_logprobs: Option<usize>,
+    /// Tools of a chat.
+    pub tools: Option<ToolUse>,
+    /// What the answer's text must be; calls of tools and reasoning are beside it.
+    pub format: Option<OutputFormat>,
+    pub reasoning: Reasoning,
 }
 
 impl TextRequest {
@@ -42,6 +48,9 @@ impl TextRequest {
             skip_special_tokens: true,
             cache_salt: None,
             prompt_logprobs: None,
+            tools: None,
+            format: None,
+            reasoning: Reasoning::default(),
         }
     }
 }
@@ -79,9 +88,32 @@ pub enum Piece {
         text: String,
         tokens: Vec<Token>,
     },
+    /// As `Text`, of the model's reasoning: before the answer, or between two calls. Only when
+    /// [`Reasoning::separate`] is set.
+    Reasoning {
+        text: String,
+        tokens: Vec<Token>,
+    },
+    /// A call of a tool begins; its arguments follow. It is over when any piece but its arguments comes. Only when
+    /// [`TextRequest::tools`] is set. A malformed call is `Text`.
+    ToolCall {
+        /// Counts the calls of this answer from 0.
+        index: usize,
+        /// No other call has it.
+        id: String,
+        name: String,
+    },
+    /// More of the arguments: joined they are a JSON object, if the answer was not cut off.
+    ToolArguments {
+        index: usize,
+        text: String,
+        tokens: Vec<Token>,
+    },
     Finished {
         reason: Stop,
         usage: Usage,
+        /// Of the completion tokens, those of the reasoning.
+        reasoning_tokens: usize,
     },
     Failed {
         message: String,
@@ -97,6 +129,8 @@ pub enum Stop {
     StopId(u32),
     /// One of [`TextRequest::stop`].
     StopString(String),
+    /// As `Eos`, and the answer has calls of tools: their results are awaited.
+    ToolCalls,
     /// `max_tokens` or the end of the context.
     Length,
     Aborted,
@@ -125,7 +159,11 @@ impl Frontend {
             let message = "a stop string must not be empty".into();
             return Err(Rejected::Invalid { field: "stop", message }.into());
         }
-        let prompt = self.encode(&request.prompt)?;
+        if request.format.is_some() {
+            let message = "constrained output is not supported yet".into();
+            return Err(Rejected::Invalid { field: "format", message }.into());
+        }
+        let prompt = self.prompt_tokens(&request)?;
         let eos = match request.sampling.ignore_eos {
             true => vec![],
             false => self.engine.spec().eos.clone(),
@@ -161,12 +199,22 @@ impl Frontend {
         })
     }
 
-    fn encode(&self, prompt: &Prompt) -> Result<Vec<u32>, Refused> {
+    /// The ids of the prompt that [`Self::generate`] would send, with tools and reasoning as the template shows them.
+    ///
+    /// # Errors
+    /// When the template or the tokenizer refuses it.
+    pub fn prompt_tokens(&self, request: &TextRequest) -> Result<Vec<u32>, Refused> {
         let refused = |error: dualgauge_models::Error| Refused::Text(error.to_string());
-        match prompt {
+        match &request.prompt {
             Prompt::Tokens(tokens) => Ok(tokens.clone()),
             Prompt::Text { text, add_special } => self.text.encode(text, *add_special).map_err(refused),
-            Prompt::Chat(conversation) => self.text.encode_chat(conversation).map_err(refused),
+            Prompt::Chat(conversation) => {
+                let mut conversation = conversation.clone();
+                if let Some(tools) = request.tools.as_ref().filter(|tools| tools.choice != ToolChoice::None) {
+                    conversation.tools = Some(tools.tools.iter().map(|tool| tool.described()).collect());
+                }
+                self.text.encode_chat(&conversation).map_err(refused)
+            }
         }
     }
 }
@@ -257,7 +305,7 @@ impl Answer {
                     FinishReason::Length => Stop::Length,
                     FinishReason::Aborted => Stop::Aborted,
                 };
-                self.ready.push_back(Piece::Finished { reason, usage });
+                self.ready.push_back(Piece::Finished { reason, usage, reasoning_tokens: 0 });
                 true
             }
             Event::Failed { message } => {
@@ -309,7 +357,8 @@ impl Answer {
         self.pending.retain(|(_, start, _)| *start < cut);
         self.show(shown.text, usize::MAX);
         let usage = Usage { prompt_tokens: self.prompt.len(), cached_tokens, completion_tokens: self.generated };
-        self.ready.push_back(Piece::Finished { reason: Stop::StopString(self.stop[hit].clone()), usage });
+        let reason = Stop::StopString(self.stop[hit].clone());
+        self.ready.push_back(Piece::Finished { reason, usage, reasoning_tokens: 0 });
         true
     }
 

@@ -47,7 +47,7 @@ fn show(frontend: &Frontend, request: TextRequest) -> Shown {
                 shown.out_by.extend(tokens.iter().map(|_| shown.text.len()));
                 shown.tokens.extend(tokens);
             }
-            Piece::Finished { reason, usage } => shown.end = Some((reason, usage)),
+            Piece::Finished { reason, usage, .. } => shown.end = Some((reason, usage)),
             other => panic!("{other:?}"),
         }
     }

@@ -14,6 +14,7 @@ mod python;
 mod template;
 mod tokenizer;
 mod tokenizer_config;
+mod tools;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -23,6 +24,7 @@ pub use detokenizer::Detokenizer;
 pub use gguf_tokenizer::GgufVocabulary;
 pub use template::ChatTemplate;
 pub use tokenizer::{MAX_INPUT_BYTES, Tokenizer};
+pub use tools::ToolSpec;
 
 use crate::source::Metadata;
 use crate::{Error, Result};

@@ -53,9 +53,34 @@ impl Choice {
 #[derive(Default)]
 pub struct Answer {
     pub text: String,
+    pub reasoning: String,
+    pub calls: Vec<Call>,
     pub tokens: Vec<Token>,
     pub prompt_logprobs: Option<Vec<TokenLogprobs>>,
-    pub end: Option<(Stop, Usage)>,
+    pub end: Option<(Stop, Spent)>,
+}
+
+/// A call of a tool.
+pub struct Call {
+    pub id: String,
+    pub name: String,
+    /// JSON.
+    pub arguments: String,
+}
+
+/// What an answer cost.
+#[derive(Clone, Copy, Default)]
+pub struct Spent {
+    pub usage: Usage,
+    pub reasoning_tokens: usize,
+}
+
+/// What a chunk says.
+pub enum Content<'a> {
+    Text(&'a str),
+    Reasoning(&'a str),
+    Call { index: usize, id: &'a str, name: &'a str },
+    Arguments { index: usize, text: &'a str },
 }
 
 impl Reply {
@@ -77,7 +102,7 @@ impl Reply {
 
     /// The whole response.
     pub fn whole(&self, choices: Vec<Choice>, answers: Vec<Answer>) -> String {
-        let usage = self.usage(answers.iter().filter_map(|a| a.end.as_ref().map(|(_, usage)| usage)));
+        let usage = self.usage(answers.iter().filter_map(|a| a.end.as_ref().map(|(_, spent)| spent)));
         let prompt_token_ids = self.chat_prompt_ids(choices.first());
         let mut made = Vec::with_capacity(choices.len());
         for (mut choice, answer) in choices.into_iter().zip(answers) {
@@ -94,7 +119,7 @@ impl Reply {
             let token_ids = self.return_token_ids.then(|| tokens.iter().map(|t| t.id).collect());
             made.push(match self.shape {
                 Shape::Chat => JsonChoice {
-                    message: Some(Message { role: "assistant", content: text, refusal: () }),
+                    message: Some(Message::new(text, answer.reasoning, answer.calls)),
                     ..JsonChoice::new(choice.index, logprobs, Some(reason), stop_reason, token_ids)
                 },
                 Shape::Completion => JsonChoice {
@@ -115,7 +140,7 @@ impl Reply {
         }
         match self.shape {
             Shape::Chat => {
-                let delta = Delta { role: Some("assistant"), content: Some("") };
+                let delta = Delta { role: Some("assistant"), content: Some(""), ..Delta::default() };
                 let ids = self.chat_prompt_ids(Some(choice));
                 let made = JsonChoice { delta: Some(delta), ..JsonChoice::new(choice.index, None, None, None, None) };
                 Some(self.body(true, vec![made], self.include_usage.then_some(None), ids))
@@ -135,9 +160,9 @@ impl Reply {
     }
 
     /// A chunk with a piece of the answer; nothing when it would say nothing.
-    pub fn piece(&self, choice: &mut Choice, text: String, tokens: &[Token]) -> Option<String> {
+    pub fn piece(&self, choice: &mut Choice, content: Content<'_>, tokens: &[Token]) -> Option<String> {
         let says_tokens = (self.logprobs || self.return_token_ids) && !tokens.is_empty();
-        if self.echo_only || (text.is_empty() && !says_tokens) {
+        if self.echo_only || (matches!(content, Content::Text("")) && !says_tokens) {
             return None;
         }
         let logprobs = (self.logprobs && !tokens.is_empty()).then(|| match self.shape {
@@ -147,8 +172,11 @@ impl Reply {
         let token_ids = self.return_token_ids.then(|| tokens.iter().map(|t| t.id).collect());
         let made = JsonChoice::new(choice.index, logprobs, None, None, token_ids);
         let made = match self.shape {
-            Shape::Chat => JsonChoice { delta: Some(Delta { role: None, content: Some(&text) }), ..made },
-            Shape::Completion => JsonChoice { text: Some(text.clone()), ..made },
+            Shape::Chat => JsonChoice { delta: Some(Delta::new(content)), ..made },
+            Shape::Completion => {
+                let Content::Text(text) = content else { return None };
+                JsonChoice { text: Some(text.to_owned()), ..made }
+            }
         };
         Some(self.body(true, vec![made], self.include_usage.then_some(None), None))
     }
@@ -158,14 +186,14 @@ impl Reply {
         let (reason, stop_reason) = finish_reason(Some(stop));
         let made = JsonChoice::new(choice.index, None, Some(reason), stop_reason, None);
         let made = match self.shape {
-            Shape::Chat => JsonChoice { delta: Some(Delta { role: None, content: None }), ..made },
+            Shape::Chat => JsonChoice { delta: Some(Delta::default()), ..made },
             Shape::Completion => JsonChoice { text: Some(String::new()), ..made },
         };
         self.body(true, vec![made], self.include_usage.then_some(None), None)
     }
 
     /// The last chunk, when usage was asked for.
-    pub fn usage_chunk(&self, usages: &[Usage]) -> Option<String> {
+    pub fn usage_chunk(&self, usages: &[Spent]) -> Option<String> {
         self.include_usage.then(|| self.body(true, vec![], Some(Some(self.usage(usages.iter()))), None))
     }
 
@@ -187,15 +215,16 @@ impl Reply {
     }
 
     /// Usages in the order of choices. A prompt counts once, whatever `n`.
-    fn usage<'a>(&self, usages: impl Iterator<Item = &'a Usage>) -> JsonUsage {
+    fn usage<'a>(&self, usages: impl Iterator<Item = &'a Spent>) -> JsonUsage {
         let mut total = JsonUsage::default();
-        for (at, usage) in usages.enumerate() {
+        for (at, Spent { usage, reasoning_tokens }) in usages.enumerate() {
             if at % self.n == 0 {
                 total.prompt_tokens += usage.prompt_tokens;
                 total.prompt_tokens_details.cached_tokens += usage.cached_tokens;
             }
             if !self.echo_only {
                 total.completion_tokens += usage.completion_tokens;
+                total.completion_tokens_details.reasoning_tokens += reasoning_tokens;
             }
         }
         total.total_tokens = total.prompt_tokens + total.completion_tokens;
@@ -239,6 +268,7 @@ impl Reply {
 fn finish_reason(stop: Option<&Stop>) -> (&'static str, Option<Value>) {
     match stop {
         Some(Stop::Eos) | None => ("stop", None),
+        Some(Stop::ToolCalls) => ("tool_calls", None),
         Some(Stop::StopId(id)) => ("stop", Some((*id).into())),
         Some(Stop::StopString(text)) => ("stop", Some(text.as_str().into())),
         Some(Stop::Length) => ("length", None),
@@ -295,16 +325,80 @@ impl JsonChoice<'_> {
 #[derive(Serialize)]
 struct Message {
     role: &'static str,
-    content: String,
+    /// Null beside calls when there is no text.
+    content: Option<String>,
     refusal: (),
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reasoning_content: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    tool_calls: Vec<JsonCall>,
 }
 
-#[derive(Serialize)]
+impl Message {
+    fn new(text: String, reasoning: String, calls: Vec<Call>) -> Self {
+        let tool_calls: Vec<JsonCall> = calls
+            .into_iter()
+            .map(|call| JsonCall {
+                index: None,
+                id: Some(call.id),
+                kind: Some("function"),
+                function: JsonFunction { name: Some(call.name), arguments: call.arguments },
+            })
+            .collect();
+        let content = Some(text).filter(|text| tool_calls.is_empty() || !text.is_empty());
+        let reasoning_content = Some(reasoning).filter(|text| !text.is_empty());
+        Self { role: "assistant", content, refusal: (), reasoning_content, tool_calls }
+    }
+}
+
+#[derive(Default, Serialize)]
 struct Delta<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     role: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     content: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reasoning_content: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tool_calls: Option<[JsonCall; 1]>,
+}
+
+impl<'a> Delta<'a> {
+    fn new(content: Content<'a>) -> Self {
+        match content {
+            Content::Text(text) => Self { content: Some(text), ..Self::default() },
+            Content::Reasoning(text) => Self { reasoning_content: Some(text), ..Self::default() },
+            Content::Call { index, id, name } => {
+                let function = JsonFunction { name: Some(name.to_owned()), arguments: String::new() };
+                let call = JsonCall { index: Some(index), id: Some(id.to_owned()), kind: Some("function"), function };
+                Self { tool_calls: Some([call]), ..Self::default() }
+            }
+            Content::Arguments { index, text } => {
+                let function = JsonFunction { name: None, arguments: text.to_owned() };
+                let call = JsonCall { index: Some(index), id: None, kind: None, function };
+                Self { tool_calls: Some([call]), ..Self::default() }
+            }
+        }
+    }
+}
+
+/// A call; in a stream its index, and what is new of it.
+#[derive(Serialize)]
+struct JsonCall {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    index: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<String>,
+    #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
+    kind: Option<&'static str>,
+    function: JsonFunction,
+}
+
+#[derive(Serialize)]
+struct JsonFunction {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<String>,
+    arguments: String,
 }
 
 #[derive(Serialize)]
@@ -354,9 +448,23 @@ struct JsonUsage {
     completion_tokens: usize,
     total_tokens: usize,
     prompt_tokens_details: PromptDetails,
+    #[serde(skip_serializing_if = "CompletionDetails::is_empty")]
+    completion_tokens_details: CompletionDetails,
 }
 
 #[derive(Default, Serialize)]
 struct PromptDetails {
     cached_tokens: usize,
+}
+
+/// Left out while there is nothing to say.
+#[derive(Default, Serialize)]
+struct CompletionDetails {
+    reasoning_tokens: usize,
+}
+
+impl CompletionDetails {
+    fn is_empty(&self) -> bool {
+        self.reasoning_tokens == 0
+    }
 }

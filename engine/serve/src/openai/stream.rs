@@ -9,11 +9,11 @@ use std::task::{Context, Poll};
 use axum::body::{Body, Bytes};
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
-use dualgauge::{Generation, Piece, Stop, Usage};
+use dualgauge::{Generation, Piece, Stop, Token};
 use hyper::body::Frame;
 
 use super::ApiError;
-use super::reply::{Answer, Choice, Reply};
+use super::reply::{Answer, Call, Choice, Content, Reply, Spent};
 
 type Boxed<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 /// A generation on its way to its next piece.
@@ -78,8 +78,19 @@ pub async fn whole(reply: Reply, choices: Vec<Choice>, mut pieces: Choices) -> R
                 answer.text.push_str(&text);
                 answer.tokens.extend(tokens);
             }
+            Piece::Reasoning { text, tokens } => {
+                answer.reasoning.push_str(&text);
+                answer.tokens.extend(tokens);
+            }
+            Piece::ToolCall { id, name, .. } => answer.calls.push(Call { id, name, arguments: String::new() }),
+            Piece::ToolArguments { index, text, tokens } => {
+                answer.calls[index].arguments.push_str(&text);
+                answer.tokens.extend(tokens);
+            }
             Piece::Finished { reason: Stop::Aborted, .. } => return Err(cut_off()),
-            Piece::Finished { reason, usage } => answer.end = Some((reason, usage)),
+            Piece::Finished { reason, usage, reasoning_tokens } => {
+                answer.end = Some((reason, Spent { usage, reasoning_tokens }))
+            }
             Piece::Failed { message } => return Err(failed(&message)),
         }
     }
@@ -101,7 +112,7 @@ pub async fn events(reply: Reply, choices: Vec<Choice>, mut pieces: Choices) -> 
         Some((_, Piece::Failed { message })) => return Err(failed(message)),
         Some(_) => {}
     }
-    let usages = vec![Usage::default(); choices.len()];
+    let usages = vec![Spent::default(); choices.len()];
     let mut events = Events { reply, choices, pieces, usages, ended: 0, ready: String::new(), done: false };
     if let Some((at, piece)) = first {
         events.take(at, piece);
@@ -119,7 +130,7 @@ struct Events {
     reply: Reply,
     choices: Vec<Choice>,
     pieces: Choices,
-    usages: Vec<Usage>,
+    usages: Vec<Spent>,
     ended: usize,
     /// Events that are ready to be sent.
     ready: String,
@@ -150,19 +161,19 @@ impl Events {
                 let opening = self.reply.open(choice, Some(&logprobs));
                 self.push(opening);
             }
-            Piece::Text { text, tokens } => {
-                let opening = self.reply.open(choice, None);
-                let body = self.reply.piece(choice, text, &tokens);
-                self.push(opening);
-                self.push(body);
+            Piece::Text { text, tokens } => self.say(at, Content::Text(&text), &tokens),
+            Piece::Reasoning { text, tokens } => self.say(at, Content::Reasoning(&text), &tokens),
+            Piece::ToolCall { index, id, name } => self.say(at, Content::Call { index, id: &id, name: &name }, &[]),
+            Piece::ToolArguments { index, text, tokens } => {
+                self.say(at, Content::Arguments { index, text: &text }, &tokens);
             }
             Piece::Finished { reason: Stop::Aborted, .. } => self.fail(cut_off()),
-            Piece::Finished { reason, usage } => {
+            Piece::Finished { reason, usage, reasoning_tokens } => {
                 let opening = self.reply.open(choice, None);
                 let body = self.reply.finish(choice, &reason);
                 self.push(opening);
                 self.push(Some(body));
-                self.usages[at] = usage;
+                self.usages[at] = Spent { usage, reasoning_tokens };
                 self.ended += 1;
                 if self.ended == self.choices.len() {
                     let usage = self.reply.usage_chunk(&self.usages);
@@ -173,6 +184,14 @@ impl Events {
             }
             Piece::Failed { message } => self.fail(failed(&message)),
         }
+    }
+
+    fn say(&mut self, at: usize, content: Content<'_>, tokens: &[Token]) {
+        let choice = &mut self.choices[at];
+        let opening = self.reply.open(choice, None);
+        let body = self.reply.piece(choice, content, tokens);
+        self.push(opening);
+        self.push(body);
     }
 
     /// One line of JSON is one event: serde escapes line ends.
