@@ -1,9 +1,9 @@
 //! Owns multi-head attention with its projections: grouped heads, biases, norms on queries and keys, rotation, window,
 //! soft cap, sinks. Each is an explicit option; it knows no family.
 
-use dualgauge_kernels::{AttnSpec, Recorder, RopeSpec, Value};
+use dualgauge_kernels::{AttnSpec, KvLayer, Recorder, RopeSpec, Value};
 
-use super::{Linear, Norm, NormKind};
+use super::{Linear, Norm, NormKind, Part};
 use crate::loader::Loader;
 use crate::{Config, Result};
 
@@ -117,9 +117,10 @@ impl Attention {
         let spec = AttnSpec { layer, scale: o.scale, window: o.window, softcap: o.softcap, sinks };
         Ok(Self { qkv, out, norms, spec, options: *o })
     }
+}
 
-    /// `[tokens, hidden]` -> `[tokens, hidden]`
-    pub fn forward(&self, g: &Recorder, x: Value) -> Value {
+impl Part for Attention {
+    fn forward(&self, g: &Recorder, x: Value) -> Value {
         let _scope = g.scope("attn");
         let o = &self.options;
         let (q_width, kv_width) = (o.heads * o.head_dim, o.kv_heads * o.head_dim);
@@ -148,5 +149,9 @@ impl Attention {
         };
         let seen = g.attention(q, k, v, self.spec); // [tokens, heads, head_dim]
         self.out.forward(g, g.reshape(seen, [tokens, q_width]))
+    }
+    fn kv(&self) -> Option<KvLayer> {
+        let o = &self.options;
+        Some(KvLayer { kv_heads: o.kv_heads, k_dim: o.head_dim, v_dim: o.head_dim })
     }
 }

@@ -2,8 +2,8 @@
 
 use dualgauge_kernels::{Recorder, Value, Weight};
 
+use crate::Result;
 use crate::loader::Loader;
-use crate::{Config, Result};
 
 /// `x . w^T + bias`
 #[derive(Clone, Copy, Debug)]
@@ -23,17 +23,6 @@ impl Linear {
         let weight = loader.matrix(&format!("{name}.weight"), out, inner)?;
         let bias = bias.then(|| loader.vector(&format!("{name}.bias"), out)).transpose()?;
         Ok(Self { weight, bias })
-    }
-
-    /// The map to logits: `lm_head.weight`, or the embedding where they are one.
-    ///
-    /// # Errors
-    /// When the tensor is missing or of another shape.
-    pub fn head(loader: &mut Loader<'_>, config: &Config, embed: Weight) -> Result<Self> {
-        match config.tied {
-            true => Ok(Self { weight: embed, bias: None }),
-            false => Self::load(loader, "lm_head", config.vocab, config.hidden, false),
-        }
     }
 
     /// `[.., in]` -> `[.., out]`

@@ -2,7 +2,7 @@
 
 use dualgauge_kernels::{Act, Recorder, Value};
 
-use super::Linear;
+use super::{Linear, Part};
 use crate::loader::Loader;
 use crate::{Config, Result};
 
@@ -68,9 +68,10 @@ impl Mlp {
         };
         Ok(Self { first, down: load(down, o.hidden, o.inner)?, act: o.act, inner: o.inner })
     }
+}
 
-    /// `[tokens, hidden]` -> `[tokens, hidden]`
-    pub fn forward(&self, g: &Recorder, x: Value) -> Value {
+impl Part for Mlp {
+    fn forward(&self, g: &Recorder, x: Value) -> Value {
         let _scope = g.scope("mlp");
         let inner = match &self.first {
             First::Gated { gate, up } => g.gated_act(gate.forward(g, x), up.forward(g, x), self.act),

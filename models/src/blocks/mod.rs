@@ -2,6 +2,7 @@
 //! step; it knows no family.
 
 mod attention;
+mod decoder;
 mod linear;
 mod mlp;
 mod moe;
@@ -9,6 +10,7 @@ mod norm;
 mod rope;
 
 pub use attention::{Attention, AttentionOptions, Projections, QkNorm};
+pub use decoder::{Decoder, DecoderNames, DecoderOptions, LayerNorms, Part, Parts};
 pub use linear::Linear;
 pub use mlp::{Mlp, MlpOptions, MlpShape};
 pub use moe::{Moe, MoeOptions};

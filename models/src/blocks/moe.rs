@@ -2,7 +2,7 @@
 
 use dualgauge_kernels::{Act, ExpertsSpec, Recorder, RouterSpec, Value};
 
-use super::Linear;
+use super::{Linear, Part};
 use crate::Result;
 use crate::loader::Loader;
 
@@ -45,9 +45,10 @@ impl Moe {
             ExpertsSpec { gate_up, gate_up_bias: None, down, down_bias: None, act: o.act, interleaved: false };
         Ok(Self { gate, router: o.router, experts })
     }
+}
 
-    /// `[tokens, hidden]` -> `[tokens, hidden]`
-    pub fn forward(&self, g: &Recorder, x: Value) -> Value {
+impl Part for Moe {
+    fn forward(&self, g: &Recorder, x: Value) -> Value {
         let _scope = g.scope("moe");
         let route = g.router(self.gate.forward(g, x), self.router); // [tokens, top_k] (expert, weight)
         g.experts(x, route, self.experts)

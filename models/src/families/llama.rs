@@ -1,12 +1,10 @@
 //! Llama 2 and 3, SmolLM 2, and all that are built as they are: a norm before each part, rotary attention with grouped
-//! heads, gated feed-forward. Families that differ only in options are built by [`dense`] with theirs.
+//! heads, gated feed-forward.
 
-use dualgauge_kernels::{Recorder, Value, Weight};
-
-use crate::blocks::{Attention, AttentionOptions, Linear, Mlp, MlpOptions, Norm, NormKind, rope};
+use crate::blocks::{Decoder, DecoderOptions, MlpOptions};
 use crate::family::Family;
 use crate::loader::Loader;
-use crate::{Config, Model, ModelSpec, Result};
+use crate::{Config, Model, Result};
 
 pub(crate) const FAMILY: Family = Family {
     name: "llama",
@@ -21,66 +19,9 @@ pub(crate) const FAMILY: Family = Family {
     build,
 };
 
-struct Llama {
-    spec: ModelSpec,
-    embed: Weight,
-    layers: Vec<Layer>,
-    norm: Norm,
-    head: Linear,
-}
-
-struct Layer {
-    attention_norm: Norm,
-    attention: Attention,
-    mlp_norm: Norm,
-    mlp: Mlp,
-}
-
-impl Model for Llama {
-    fn spec(&self) -> &ModelSpec {
-        &self.spec
-    }
-
-    fn forward(&self, g: &Recorder) -> Value {
-        let mut x = g.embed(g.tokens(), self.embed); // [tokens, hidden]
-        for (i, l) in self.layers.iter().enumerate() {
-            let _scope = g.layer(i);
-            x = g.add(x, l.attention.forward(g, l.attention_norm.forward(g, x)));
-            x = g.add(x, l.mlp.forward(g, l.mlp_norm.forward(g, x)));
-        }
-        self.head.forward(g, self.norm.forward(g, g.select_rows(x))) // [rows, vocab]
-    }
-}
-
 fn build(c: &Config, loader: &mut Loader<'_>) -> Result<Box<dyn Model>> {
     if c.keys.value("num_local_experts").is_some() {
         return Err(c.keys.fail("num_local_experts", "experts in a Llama file are not supported"));
     }
-    dense(c, loader, FAMILY.name, |_, attention| (attention, MlpOptions::of(c)))
-}
-
-/// A model of this structure whose layers have the options that `options` makes of their index and the usual ones.
-pub(super) fn dense(
-    c: &Config,
-    loader: &mut Loader<'_>,
-    family: &'static str,
-    options: impl Fn(usize, AttentionOptions) -> (AttentionOptions, MlpOptions),
-) -> Result<Box<dyn Model>> {
-    let embed = loader.matrix("model.embed_tokens.weight", c.vocab, c.hidden)?;
-    let usual = AttentionOptions::of(c, rope(loader, &c.rope)?);
-    let mut layers = vec![];
-    for i in 0..c.layers {
-        let at = format!("model.layers.{i}");
-        let (attention, mlp) = options(i, usual);
-        let mut norm = |name: &str| Norm::load(loader, &format!("{at}.{name}"), c.hidden, NormKind::RMS, c.norm_eps);
-        layers.push(Layer {
-            attention_norm: norm("input_layernorm")?,
-            mlp_norm: norm("post_attention_layernorm")?,
-            attention: Attention::load(loader, &format!("{at}.self_attn"), i, &attention)?,
-            mlp: Mlp::load(loader, &format!("{at}.mlp"), &mlp)?,
-        });
-    }
-    let norm = Norm::load(loader, "model.norm", c.hidden, NormKind::RMS, c.norm_eps)?;
-    let head = Linear::head(loader, c, embed)?;
-    Ok(Box::new(Llama { spec: ModelSpec::of(c, family, loader), embed, layers, norm, head }))
+    Decoder::dense(c, loader, FAMILY.name, &DecoderOptions::USUAL, |_, usual| (usual, MlpOptions::of(c)))
 }

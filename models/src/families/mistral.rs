@@ -1,7 +1,6 @@
 //! Mistral: Llama with a sliding window in every layer.
 
-use super::llama::dense;
-use crate::blocks::{AttentionOptions, MlpOptions};
+use crate::blocks::{AttentionOptions, Decoder, DecoderOptions, MlpOptions};
 use crate::family::Family;
 use crate::loader::Loader;
 use crate::{Config, Model, Result};
@@ -22,7 +21,7 @@ pub(crate) const FAMILY: Family = Family {
 };
 
 fn build(c: &Config, loader: &mut Loader<'_>) -> Result<Box<dyn Model>> {
-    dense(c, loader, FAMILY.name, |_, usual| {
+    Decoder::dense(c, loader, FAMILY.name, &DecoderOptions::USUAL, |_, usual| {
         (AttentionOptions { window: c.window, bias: false, out_bias: false, ..usual }, MlpOptions::of(c))
     })
 }

@@ -1,12 +1,12 @@
 //! Mixtral and Qwen 3 MoE: Llama's attention, experts in place of the feed-forward part.
 
-use dualgauge_kernels::{Recorder, RouterScore, RouterSpec, Value, Weight};
+use dualgauge_kernels::{RouterScore, RouterSpec};
 
 use super::qwen2::windows;
-use crate::blocks::{Attention, AttentionOptions, Linear, Moe, MoeOptions, Norm, NormKind, QkNorm, rope};
+use crate::blocks::{Attention, AttentionOptions, Decoder, DecoderOptions, Moe, MoeOptions, NormKind, QkNorm, rope};
 use crate::family::Family;
 use crate::loader::Loader;
-use crate::{Config, Model, ModelSpec, Result};
+use crate::{Config, Model, Result};
 
 pub(crate) const MIXTRAL: Family = Family {
     name: "mixtral",
@@ -36,37 +36,6 @@ pub(crate) const QWEN3_MOE: Family = Family {
     }"#,
     build: qwen3_moe,
 };
-
-struct Mixtral {
-    spec: ModelSpec,
-    embed: Weight,
-    layers: Vec<Layer>,
-    norm: Norm,
-    head: Linear,
-}
-
-struct Layer {
-    attention_norm: Norm,
-    attention: Attention,
-    moe_norm: Norm,
-    moe: Moe,
-}
-
-impl Model for Mixtral {
-    fn spec(&self) -> &ModelSpec {
-        &self.spec
-    }
-
-    fn forward(&self, g: &Recorder) -> Value {
-        let mut x = g.embed(g.tokens(), self.embed); // [tokens, hidden]
-        for (i, l) in self.layers.iter().enumerate() {
-            let _scope = g.layer(i);
-            x = g.add(x, l.attention.forward(g, l.attention_norm.forward(g, x)));
-            x = g.add(x, l.moe.forward(g, l.moe_norm.forward(g, x)));
-        }
-        self.head.forward(g, self.norm.forward(g, g.select_rows(x))) // [rows, vocab]
-    }
-}
 
 fn mixtral(c: &Config, loader: &mut Loader<'_>) -> Result<Box<dyn Model>> {
     let parts = ["w1", "w3", "w2"];
@@ -112,20 +81,10 @@ fn build(
     moe: &MoeOptions,
     attention: impl Fn(usize, AttentionOptions) -> AttentionOptions,
 ) -> Result<Box<dyn Model>> {
-    let embed = loader.matrix("model.embed_tokens.weight", c.vocab, c.hidden)?;
     let usual = AttentionOptions::of(c, rope(loader, &c.rope)?);
-    let mut layers = vec![];
-    for i in 0..c.layers {
-        let at = format!("model.layers.{i}");
-        let mut norm = |name: &str| Norm::load(loader, &format!("{at}.{name}"), c.hidden, NormKind::RMS, c.norm_eps);
-        layers.push(Layer {
-            attention_norm: norm("input_layernorm")?,
-            moe_norm: norm("post_attention_layernorm")?,
-            attention: Attention::load(loader, &format!("{at}.self_attn"), i, &attention(i, usual))?,
-            moe: Moe::load(loader, &format!("{at}.{part}"), moe)?,
-        });
-    }
-    let norm = Norm::load(loader, "model.norm", c.hidden, NormKind::RMS, c.norm_eps)?;
-    let head = Linear::head(loader, c, embed)?;
-    Ok(Box::new(Mixtral { spec: ModelSpec::of(c, family, loader), embed, layers, norm, head }))
+    Decoder::load(c, loader, family, &DecoderOptions::USUAL, |loader, i, at| {
+        let attention = Attention::load(loader, &format!("{at}.self_attn"), i, &attention(i, usual))?;
+        let moe = Moe::load(loader, &format!("{at}.{part}"), moe)?;
+        Ok((Box::new(attention), Box::new(moe)))
+    })
 }

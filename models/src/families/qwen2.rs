@@ -1,7 +1,6 @@
 //! Qwen 2 and 2.5: Llama with biases on query, key and value, and a window in the upper layers where it is switched on.
 
-use super::llama::dense;
-use crate::blocks::{AttentionOptions, MlpOptions};
+use crate::blocks::{AttentionOptions, Decoder, DecoderOptions, MlpOptions};
 use crate::family::Family;
 use crate::loader::Loader;
 use crate::{Config, Model, Result};
@@ -22,7 +21,7 @@ pub(crate) const FAMILY: Family = Family {
 
 fn build(c: &Config, loader: &mut Loader<'_>) -> Result<Box<dyn Model>> {
     let windows = windows(c)?;
-    dense(c, loader, FAMILY.name, |layer, usual| {
+    Decoder::dense(c, loader, FAMILY.name, &DecoderOptions::USUAL, |layer, usual| {
         (AttentionOptions { window: windows[layer], bias: true, out_bias: false, ..usual }, MlpOptions::of(c))
     })
 }

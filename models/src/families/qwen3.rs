@@ -1,8 +1,7 @@
 //! Qwen 3, dense: Llama with a norm on each head of query and key.
 
-use super::llama::dense;
 use super::qwen2::windows;
-use crate::blocks::{AttentionOptions, MlpOptions, NormKind, QkNorm};
+use crate::blocks::{AttentionOptions, Decoder, DecoderOptions, MlpOptions, NormKind, QkNorm};
 use crate::family::Family;
 use crate::loader::Loader;
 use crate::{Config, Model, Result};
@@ -23,7 +22,7 @@ pub(crate) const FAMILY: Family = Family {
 
 fn build(c: &Config, loader: &mut Loader<'_>) -> Result<Box<dyn Model>> {
     let windows = windows(c)?;
-    dense(c, loader, FAMILY.name, |layer, usual| {
+    Decoder::dense(c, loader, FAMILY.name, &DecoderOptions::USUAL, |layer, usual| {
         let qk_norm = QkNorm::Head(NormKind::RMS);
         (AttentionOptions { window: windows[layer], qk_norm, ..usual }, MlpOptions::of(c))
     })

@@ -1,8 +1,7 @@
 //! SmolLM 3: Llama in which every fourth layer has no positions.
 
-use super::llama::dense;
 use super::qwen2::windows;
-use crate::blocks::{AttentionOptions, MlpOptions};
+use crate::blocks::{AttentionOptions, Decoder, DecoderOptions, MlpOptions};
 use crate::family::Family;
 use crate::loader::Loader;
 use crate::{Config, Model, Result};
@@ -24,7 +23,7 @@ pub(crate) const FAMILY: Family = Family {
 fn build(c: &Config, loader: &mut Loader<'_>) -> Result<Box<dyn Model>> {
     let windows = windows(c)?;
     let rotated = rotated(c)?;
-    dense(c, loader, FAMILY.name, |layer, usual| {
+    Decoder::dense(c, loader, FAMILY.name, &DecoderOptions::USUAL, |layer, usual| {
         let rope = usual.rope.filter(|_| rotated[layer]);
         (AttentionOptions { rope, window: windows[layer], ..usual }, MlpOptions::of(c))
     })

@@ -1,0 +1,219 @@
+//! Owns the frame of decoder models: embedding, layers of two parts each with norms around them, last norm, head.
+//! Where norms stand and what is scaled are explicit options; what the parts are, a family decides. Knows no family.
+
+use dualgauge_kernels::{KvLayer, Recorder, Value, Weight};
+
+use super::{Attention, AttentionOptions, Linear, Mlp, MlpOptions, Norm, NormKind, rope};
+use crate::loader::Loader;
+use crate::{Config, Model, ModelSpec, Result};
+
+/// One part of a layer: attention, feed-forward, experts, or what a family has in their place.
+pub trait Part: Send {
+    /// `[tokens, hidden]` -> `[tokens, hidden]`
+    fn forward(&self, g: &Recorder, x: Value) -> Value;
+
+    /// What the part keeps of each token; in the order of layers these are the model's K/V cache layers.
+    fn kv(&self) -> Option<KvLayer> {
+        None
+    }
+}
+
+/// The two parts of a layer: the one that looks at other tokens, the one that thinks about each.
+pub type Parts = (Box<dyn Part>, Box<dyn Part>);
+
+/// How a decoder is stored and computed, beside its parts.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct DecoderOptions {
+    pub names: DecoderNames,
+    /// Of every norm on the residual stream.
+    pub norm: NormKind,
+    pub layer_norms: LayerNorms,
+    /// Both parts see the layer's input, and are added to it together.
+    pub parallel: bool,
+    /// Multiplies embeddings; 1 for most, as the next.
+    pub embed_scale: f32,
+    /// Multiplies what each part adds.
+    pub residual_scale: f32,
+    /// Multiplies logits.
+    pub logits_scale: f32,
+    /// `cap * tanh(logit / cap)`, after the scale.
+    pub logits_cap: Option<f32>,
+}
+
+/// Names of what is not in a layer, and of the layers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DecoderNames {
+    pub embed: &'static str,
+    /// Before the index of a layer.
+    pub layers: &'static str,
+    pub norm: &'static str,
+    /// The head, where it is not the embedding.
+    pub head: &'static str,
+}
+
+/// Which norms a layer has, by the names they are stored under.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LayerNorms {
+    pub before_attention: Option<&'static str>,
+    /// Of what attention returns.
+    pub after_attention: Option<&'static str>,
+    /// Where parts are parallel and this is none, the second part sees what the first does.
+    pub before_feed: Option<&'static str>,
+    /// Of what the second part returns.
+    pub after_feed: Option<&'static str>,
+}
+
+impl DecoderNames {
+    /// Of most models.
+    pub const USUAL: Self =
+        Self { embed: "model.embed_tokens", layers: "model.layers", norm: "model.norm", head: "lm_head" };
+}
+
+impl LayerNorms {
+    /// Before each part, as in Llama.
+    pub const BEFORE: Self = Self {
+        before_attention: Some("input_layernorm"),
+        after_attention: None,
+        before_feed: Some("post_attention_layernorm"),
+        after_feed: None,
+    };
+    /// After each part, as in OLMo 2.
+    pub const AFTER: Self = Self {
+        before_attention: None,
+        after_attention: Some("post_attention_layernorm"),
+        before_feed: None,
+        after_feed: Some("post_feedforward_layernorm"),
+    };
+    /// Before and after each part, as in Gemma 2.
+    pub const AROUND: Self = Self {
+        before_attention: Some("input_layernorm"),
+        after_attention: Some("post_attention_layernorm"),
+        before_feed: Some("pre_feedforward_layernorm"),
+        after_feed: Some("post_feedforward_layernorm"),
+    };
+}
+
+impl DecoderOptions {
+    /// Llama's: root-mean-square norms before each part, no scales.
+    pub const USUAL: Self = Self {
+        names: DecoderNames::USUAL,
+        norm: NormKind::RMS,
+        layer_norms: LayerNorms::BEFORE,
+        parallel: false,
+        embed_scale: 1.0,
+        residual_scale: 1.0,
+        logits_scale: 1.0,
+        logits_cap: None,
+    };
+}
+
+/// A decoder model.
+pub struct Decoder {
+    spec: ModelSpec,
+    embed: Weight,
+    layers: Vec<Layer>,
+    norm: Norm,
+    head: Linear,
+    options: DecoderOptions,
+}
+
+struct Layer {
+    before_attention: Option<Norm>,
+    attention: Box<dyn Part>,
+    after_attention: Option<Norm>,
+    before_feed: Option<Norm>,
+    feed: Box<dyn Part>,
+    after_feed: Option<Norm>,
+}
+
+impl Decoder {
+    /// Loads the frame by `o`, and each layer's parts through `parts`, which is given the index of the layer and the
+    /// name its tensors begin with: `model.layers.3`.
+    ///
+    /// # Errors
+    /// When a tensor is missing or of another shape.
+    pub fn load<'a>(
+        c: &Config,
+        loader: &mut Loader<'a>,
+        family: &'static str,
+        o: &DecoderOptions,
+        mut parts: impl FnMut(&mut Loader<'a>, usize, &str) -> Result<Parts>,
+    ) -> Result<Box<dyn Model>> {
+        let embed = loader.matrix(&format!("{}.weight", o.names.embed), c.vocab, c.hidden)?;
+        let mut layers = vec![];
+        for i in 0..c.layers {
+            let at = format!("{}.{i}", o.names.layers);
+            let mut norm = |name: Option<&str>| {
+                name.map(|name| Norm::load(loader, &format!("{at}.{name}"), c.hidden, o.norm, c.norm_eps)).transpose()
+            };
+            let names = o.layer_norms;
+            let (before_attention, after_attention) = (norm(names.before_attention)?, norm(names.after_attention)?);
+            let (before_feed, after_feed) = (norm(names.before_feed)?, norm(names.after_feed)?);
+            let (attention, feed) = parts(loader, i, &at)?;
+            layers.push(Layer { before_attention, attention, after_attention, before_feed, feed, after_feed });
+        }
+        let norm = Norm::load(loader, o.names.norm, c.hidden, o.norm, c.norm_eps)?;
+        let head = match c.tied {
+            true => Linear { weight: embed, bias: None },
+            false => Linear::load(loader, o.names.head, c.vocab, c.hidden, false)?,
+        };
+        let kv_layers = layers.iter().flat_map(|l| [l.attention.kv(), l.feed.kv()]).flatten().collect();
+        let spec = ModelSpec { kv_layers, ..ModelSpec::of(c, family, loader) };
+        Ok(Box::new(Self { spec, embed, layers, norm, head, options: *o }))
+    }
+
+    /// Layers of `self_attn` and `mlp`, whose options `options` makes of the layer's index and the usual attention.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub fn dense(
+        c: &Config,
+        loader: &mut Loader<'_>,
+        family: &'static str,
+        o: &DecoderOptions,
+        options: impl Fn(usize, AttentionOptions) -> (AttentionOptions, MlpOptions),
+    ) -> Result<Box<dyn Model>> {
+        let usual = AttentionOptions::of(c, rope(loader, &c.rope)?);
+        Self::load(c, loader, family, o, |loader, i, at| {
+            let (attention, mlp) = options(i, usual);
+            let attention = Attention::load(loader, &format!("{at}.self_attn"), i, &attention)?;
+            let mlp = Mlp::load(loader, &format!("{at}.mlp"), &mlp)?;
+            Ok((Box::new(attention), Box::new(mlp)))
+        })
+    }
+}
+
+impl Model for Decoder {
+    fn spec(&self) -> &ModelSpec {
+        &self.spec
+    }
+
+    fn forward(&self, g: &Recorder) -> Value {
+        let o = &self.options;
+        let mut x = scaled(g, g.embed(g.tokens(), self.embed), o.embed_scale); // [tokens, hidden]
+        for (i, l) in self.layers.iter().enumerate() {
+            let _scope = g.layer(i);
+            let seen = normed(g, &l.before_attention, x);
+            let attended = normed(g, &l.after_attention, l.attention.forward(g, seen));
+            let known = g.add(x, scaled(g, attended, o.residual_scale));
+            let input = match (o.parallel, &l.before_feed) {
+                (true, None) => seen,
+                (true, norm) => normed(g, norm, x),
+                (false, norm) => normed(g, norm, known),
+            };
+            let thought = normed(g, &l.after_feed, l.feed.forward(g, input));
+            x = g.add(known, scaled(g, thought, o.residual_scale));
+        }
+        let logits = self.head.forward(g, self.norm.forward(g, g.select_rows(x))); // [rows, vocab]
+        let logits = scaled(g, logits, o.logits_scale);
+        o.logits_cap.map_or(logits, |cap| g.softcap(logits, cap))
+    }
+}
+
+fn normed(g: &Recorder, norm: &Option<Norm>, x: Value) -> Value {
+    norm.as_ref().map_or(x, |norm| norm.forward(g, x))
+}
+
+fn scaled(g: &Recorder, x: Value, by: f32) -> Value {
+    if by == 1.0 { x } else { g.scale(x, by) }
+}
