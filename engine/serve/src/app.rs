@@ -8,8 +8,8 @@ use dualgauge::{Engine, Frontend, Health};
 use sha2::{Digest, Sha256};
 
 use crate::auth::Keys;
+use crate::error::ApiError;
 use crate::limits::Limits;
-use crate::openai::ApiError;
 
 /// Everything a server needs to know. [`App::new`] suits tests and embedding; the fields may be changed before `run`.
 #[derive(Clone)]

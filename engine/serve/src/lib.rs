@@ -2,18 +2,25 @@
 //! API; what lies behind them, from tokenizer to device, is shared.
 
 pub mod args;
-pub mod openai;
 pub mod start;
 
+mod answer;
 mod app;
 mod auth;
+mod body;
 mod defaults;
+mod dialect;
+mod error;
 mod limits;
+mod openai;
 mod ops;
 mod progress;
+mod ranges;
 mod router;
+mod run;
 mod server;
 mod stalled;
+mod stream;
 
 pub use app::{App, Defaults};
 pub use auth::Keys;

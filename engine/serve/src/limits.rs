@@ -6,7 +6,7 @@ use axum::body::{Body, Bytes};
 use axum::http::{HeaderMap, StatusCode, Uri};
 use http_body_util::BodyExt;
 
-use crate::openai::ApiError;
+use crate::error::ApiError;
 
 /// Bounds of one connection. The defaults suit any client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -8,13 +8,18 @@ use axum::extract::{Request, State};
 use axum::http::{Method, StatusCode, Uri};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
+use axum::routing::get;
 
 use crate::app::Server;
-use crate::openai::{self, ApiError};
+use crate::error::ApiError;
+use crate::openai;
 use crate::ops;
 
 pub fn router(server: Arc<Server>) -> Router {
-    let guarded = openai::routes()
+    let guarded = Router::new()
+        .route("/v1/models", get(openai::models))
+        .route("/v1/models/{*id}", get(openai::model))
+        .merge(openai::routes())
         .merge(ops::guarded_routes())
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed)

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::{Body, Bytes};
-use axum::http::{HeaderValue, Request, Response, Uri};
+use axum::http::{HeaderValue, Request, Response, Uri, header};
 use axum::response::IntoResponse;
 use hyper::body::{Frame, Incoming, SizeHint};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -22,7 +22,8 @@ use tokio::task::JoinSet;
 use tower::Service;
 
 use crate::app::{App, Server};
-use crate::openai::ApiError;
+use crate::dialect::Dialect;
+use crate::error::ApiError;
 use crate::router::router;
 use crate::stalled::Stalled;
 
@@ -140,13 +141,21 @@ impl Entry {
         let line = format!("{} {}", request.method(), request.uri().path());
         let checked = self.server.app.limits.check_head(request.uri(), request.headers());
         single_slashes(request.uri_mut());
+        let dialect = Dialect::of(request.uri(), request.headers());
+        request.extensions_mut().insert(dialect);
         let mut response = match checked {
             Ok(()) => self.route(request.map(Body::new)).await,
             Err(error) => error.into_response(),
         };
+        if let Some(error) = response.extensions_mut().remove::<ApiError>().or_else(|| unsaid(&response)) {
+            response = dialect.write(&error, response);
+        }
         let status = response.status().as_u16();
         tracing::debug!("{line} {status} after {:.1} ms, {id}", started.elapsed().as_secs_f64() * 1e3);
         if let Ok(id) = HeaderValue::from_str(&id) {
+            if let Some(name) = dialect.id_header() {
+                response.headers_mut().insert(name, id.clone());
+            }
             response.headers_mut().insert(REQUEST_ID, id);
         }
         response.map(|body| Body::new(Counted { body, _guard: guard }))
@@ -173,6 +182,14 @@ impl Entry {
         let harmless = |id: &&str| (1..=128).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_graphic());
         given.filter(harmless).map_or_else(|| self.server.id("req-"), str::to_owned)
     }
+}
+
+/// What the router itself refused, a path that is no text for one, has a status and no words of ours.
+fn unsaid(response: &Response<Body>) -> Option<ApiError> {
+    let said = response.headers().get(header::CONTENT_TYPE).is_some_and(|t| t.as_bytes().ends_with(b"json"));
+    let message = "The request cannot be read: look at its method, path and headers.";
+    let refused = response.status().is_client_error() && !said;
+    refused.then(|| ApiError::new(response.status(), "invalid_request_error", message))
 }
 
 /// Clients given a base URL that ends in a slash double it.

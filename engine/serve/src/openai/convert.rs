@@ -7,9 +7,12 @@ use serde_json::Value;
 
 use super::ApiError;
 use super::messages::{messages, tools};
-use super::sampling::{choice_seed, integer, max_tokens, sampling, stop_texts, token_ids};
+use super::sampling::{choice_seed, sampling};
 use super::types::{Chat, Common, Completion, Prompts};
 use crate::app::Server;
+
+use crate::ranges::{integer, max_tokens, stop_texts, token_ids};
+use crate::run::refuse_hopeless;
 
 /// Most choices of one request, over all its prompts.
 const MAX_CHOICES: usize = 128;
@@ -206,7 +209,7 @@ fn job(
     if common.cache_salt.as_ref().is_some_and(|s| s.is_empty() || s.len() > MAX_SALT_BYTES) {
         return Err(ApiError::invalid("cache_salt", format!("cache_salt: must have 1 to {MAX_SALT_BYTES} bytes.")));
     }
-    let stop = stop_texts(common.stop.as_ref().map_or(&[], |s| s.0.as_slice()))?;
+    let stop = stop_texts("stop", common.stop.as_ref().map_or(&[], |s| s.0.as_slice()))?;
     let sampling = sampling(server, &common, max_tokens, logprobs)?;
     Ok(Job {
         prompts,
@@ -225,17 +228,6 @@ fn job(
             ..TextRequest::new(Prompt::Tokens(vec![]), sampling)
         },
     })
-}
-
-/// Text so long that it cannot fit, whatever its tokens are, is refused before time goes into encoding it.
-fn refuse_hopeless(server: &Server, param: &str, bytes: usize) -> Result<(), ApiError> {
-    let context = server.engine().max_model_len();
-    let most = server.app.frontend.text().most_bytes(context);
-    if bytes <= most {
-        return Ok(());
-    }
-    let message = format!("{param}: {bytes} bytes of text cannot fit the model's context of {context} tokens.");
-    Err(ApiError { code: Some("context_length_exceeded"), ..ApiError::invalid(param, message) })
 }
 
 fn refuse_constraints(common: &Common) -> Result<(), ApiError> {

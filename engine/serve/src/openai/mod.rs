@@ -1,7 +1,6 @@
 //! The OpenAI API: models, chat completions, completions, and vLLM's tokenize and detokenize.
 
 mod convert;
-mod errors;
 mod messages;
 mod reply;
 mod routes;
@@ -9,5 +8,16 @@ mod sampling;
 mod stream;
 mod types;
 
-pub use errors::ApiError;
-pub(crate) use routes::routes;
+use crate::error::ApiError;
+
+pub(crate) use routes::{model, models, routes};
+
+/// An error as the API writes it, whole or as an event of a stream.
+pub(crate) fn error_body(error: &ApiError) -> serde_json::Value {
+    serde_json::json!({"error": {
+        "message": error.message,
+        "type": error.kind,
+        "param": error.param,
+        "code": error.code,
+    }})
+}

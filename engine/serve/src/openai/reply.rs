@@ -1,12 +1,13 @@
 //! Owns the response bodies of the OpenAI API, whole and as chunks: pieces of answers in, JSON out. Knows no sockets and no
 //! engine but its types.
 
-use dualgauge::{Stop, Token, TokenLogprobs, Usage};
+use dualgauge::{Stop, Token, TokenLogprobs};
 use dualgauge_models::Text;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::convert::{Job, Shape};
+use crate::answer::{Answer, Spent};
 
 /// Lowest log-probability that is sent: JSON has no infinity.
 const LOWEST: f32 = -9999.0;
@@ -49,32 +50,6 @@ impl Choice {
     }
 }
 
-/// An answer that has ended.
-#[derive(Default)]
-pub struct Answer {
-    pub text: String,
-    pub reasoning: String,
-    pub calls: Vec<Call>,
-    pub tokens: Vec<Token>,
-    pub prompt_logprobs: Option<Vec<TokenLogprobs>>,
-    pub end: Option<(Stop, Spent)>,
-}
-
-/// A call of a tool.
-pub struct Call {
-    pub id: String,
-    pub name: String,
-    /// JSON.
-    pub arguments: String,
-}
-
-/// What an answer cost.
-#[derive(Clone, Copy, Default)]
-pub struct Spent {
-    pub usage: Usage,
-    pub reasoning_tokens: usize,
-}
-
 /// What a chunk says.
 pub enum Content<'a> {
     Text(&'a str),
@@ -108,18 +83,19 @@ impl Reply {
         for (mut choice, answer) in choices.into_iter().zip(answers) {
             let (reason, stop_reason) = finish_reason(answer.end.as_ref().map(|(stop, _)| stop));
             let lead = if self.echo { std::mem::take(&mut choice.prompt.text) } else { String::new() };
-            let (text, tokens) = if self.echo_only { (lead, vec![]) } else { (lead + &answer.text, answer.tokens) };
+            let (text, tokens): (_, &[Token]) =
+                if self.echo_only { (lead, &[]) } else { (lead + &answer.text(), &answer.tokens) };
             let logprobs = self.logprobs.then(|| match self.shape {
-                Shape::Chat => self.chat_logprobs(&tokens),
+                Shape::Chat => self.chat_logprobs(tokens),
                 Shape::Completion => {
                     let prompt = answer.prompt_logprobs.as_deref().filter(|_| self.echo);
-                    self.completion_logprobs(&mut choice, prompt, &tokens)
+                    self.completion_logprobs(&mut choice, prompt, tokens)
                 }
             });
             let token_ids = self.return_token_ids.then(|| tokens.iter().map(|t| t.id).collect());
             made.push(match self.shape {
                 Shape::Chat => JsonChoice {
-                    message: Some(Message::new(text, answer.reasoning, answer.calls)),
+                    message: Some(Message::new(text, &answer)),
                     ..JsonChoice::new(choice.index, logprobs, Some(reason), stop_reason, token_ids)
                 },
                 Shape::Completion => JsonChoice {
@@ -335,18 +311,16 @@ struct Message {
 }
 
 impl Message {
-    fn new(text: String, reasoning: String, calls: Vec<Call>) -> Self {
-        let tool_calls: Vec<JsonCall> = calls
-            .into_iter()
-            .map(|call| JsonCall {
-                index: None,
-                id: Some(call.id),
-                kind: Some("function"),
-                function: JsonFunction { name: Some(call.name), arguments: call.arguments },
-            })
-            .collect();
+    fn new(text: String, answer: &Answer) -> Self {
+        let call = |(id, name, arguments): (&str, &str, &str)| JsonCall {
+            index: None,
+            id: Some(id.to_owned()),
+            kind: Some("function"),
+            function: JsonFunction { name: Some(name.to_owned()), arguments: arguments.to_owned() },
+        };
+        let tool_calls: Vec<JsonCall> = answer.calls().map(call).collect();
         let content = Some(text).filter(|text| tool_calls.is_empty() || !text.is_empty());
-        let reasoning_content = Some(reasoning).filter(|text| !text.is_empty());
+        let reasoning_content = Some(answer.reasoning()).filter(|text| !text.is_empty());
         Self { role: "assistant", content, refusal: (), reasoning_content, tool_calls }
     }
 }

@@ -3,39 +3,38 @@
 use std::sync::Arc;
 
 use axum::Router;
-use axum::body::{Body, Bytes};
+use axum::body::Body;
 use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::post;
 use dualgauge::{Generation, Prompt};
 use dualgauge_models::Conversation;
 use serde_json::{Value, json};
 
 use super::convert::{self, Job, Shape};
 use super::reply::{Asked, Choice, Reply};
-use super::types::{Chat, Common, Completion, Detokenize, Tokenize, parse};
-use super::{ApiError, messages, sampling, stream};
+use super::types::{Chat, Common, Completion, Detokenize, Tokenize};
+use super::{ApiError, messages, stream};
 use crate::app::Server;
-
-/// Bodies up to this size are parsed and tokenised where they arrive: handing them over would take longer.
-const SMALL_BODY_BYTES: usize = 16 << 10;
+use crate::body::parse;
+use crate::ranges::token_ids;
+use crate::run::accept;
+use crate::stream::Choices;
 
 pub fn routes() -> Router<Arc<Server>> {
     Router::new()
-        .route("/v1/models", get(models))
-        .route("/v1/models/{*id}", get(model))
         .route("/v1/chat/completions", post(chat_completions))
         .route("/v1/completions", post(completions))
         .route("/tokenize", post(tokenize))
         .route("/detokenize", post(detokenize))
 }
 
-async fn models(State(server): State<Arc<Server>>) -> Response {
+pub async fn models(State(server): State<Arc<Server>>) -> Response {
     let data: Vec<Value> = server.app.names.iter().map(|name| model_entry(&server, name)).collect();
     axum::Json(json!({"object": "list", "data": data})).into_response()
 }
 
-async fn model(State(server): State<Arc<Server>>, Path(id): Path<String>) -> Result<Response, ApiError> {
+pub async fn model(State(server): State<Arc<Server>>, Path(id): Path<String>) -> Result<Response, ApiError> {
     let name = server.model(Some(&id))?;
     Ok(axum::Json(model_entry(&server, name)).into_response())
 }
@@ -61,10 +60,9 @@ async fn completions(State(server): State<Arc<Server>>, body: Body) -> Result<Re
 }
 
 async fn generate(server: Arc<Server>, body: Body, shape: Shape) -> Result<Response, ApiError> {
-    let body = server.app.limits.read_body(body).await?;
-    let accepted = off_thread(body, move |body| accept(&server, body, shape)).await?;
-    let Accepted { reply, choices, generations, stream } = accepted;
-    let pieces = stream::Choices::new(generations);
+    let submit = move |server: &Server, body: &[u8]| submit(server, body, shape);
+    let Accepted { reply, choices, generations, stream } = accept(&server, body, submit).await?;
+    let pieces = Choices::new(generations);
     if stream { stream::events(reply, choices, pieces).await } else { stream::whole(reply, choices, pieces).await }
 }
 
@@ -76,7 +74,7 @@ struct Accepted {
     stream: bool,
 }
 
-fn accept(server: &Server, body: &[u8], shape: Shape) -> Result<Accepted, ApiError> {
+fn submit(server: &Server, body: &[u8], shape: Shape) -> Result<Accepted, ApiError> {
     let common: Common = parse(body)?;
     let model = server.model(common.model.as_deref())?.to_owned();
     let mut job = match shape {
@@ -107,8 +105,7 @@ fn echoed_texts(server: &Server, job: &Job) -> Vec<String> {
 }
 
 async fn tokenize(State(server): State<Arc<Server>>, body: Body) -> Result<Response, ApiError> {
-    let body = server.app.limits.read_body(body).await?;
-    let answer = off_thread(body, move |body| {
+    let answer = accept(&server, body, |server, body| {
         let request: Tokenize = parse(body)?;
         server.model(request.model.as_deref())?;
         let text = server.app.frontend.text();
@@ -136,27 +133,12 @@ async fn tokenize(State(server): State<Arc<Server>>, body: Body) -> Result<Respo
 }
 
 async fn detokenize(State(server): State<Arc<Server>>, body: Body) -> Result<Response, ApiError> {
-    let body = server.app.limits.read_body(body).await?;
-    let answer = off_thread(body, move |body| {
+    let answer = accept(&server, body, |server, body| {
         let request: Detokenize = parse(body)?;
         server.model(request.model.as_deref())?;
         let text = server.app.frontend.text();
-        let tokens = sampling::token_ids("tokens", request.tokens, server.engine().spec().vocab)?;
+        let tokens = token_ids("tokens", request.tokens, server.engine().spec().vocab)?;
         Ok(json!({"prompt": text.decode(&tokens, request.skip_special_tokens.unwrap_or(false))}))
     });
     Ok(axum::Json(answer.await?).into_response())
-}
-
-/// Runs work on a body: small ones here, large ones on a thread of their own so that sockets go on.
-async fn off_thread<T: Send + 'static>(
-    body: Bytes,
-    work: impl FnOnce(&[u8]) -> Result<T, ApiError> + Send + 'static,
-) -> Result<T, ApiError> {
-    if body.len() <= SMALL_BODY_BYTES {
-        return work(&body);
-    }
-    match tokio::task::spawn_blocking(move || work(&body)).await {
-        Ok(result) => result,
-        Err(_) => Err(ApiError::internal()),
-    }
 }

@@ -7,9 +7,8 @@ use dualgauge::Sampling;
 use super::ApiError;
 use super::types::Common;
 use crate::app::{Defaults, Server};
+use crate::ranges::{integer, number, token_ids};
 
-const MAX_STOPS: usize = 16;
-const MAX_STOP_BYTES: usize = 1024;
 const MAX_STOP_IDS: usize = 128;
 const MAX_BIASES: usize = 1024;
 
@@ -58,39 +57,6 @@ pub fn sampling(
     })
 }
 
-/// Token ids from outside, each in the vocabulary.
-///
-/// # Errors
-/// 400 that names the id's place.
-pub fn token_ids(path: &str, ids: Vec<i64>, vocab: usize) -> Result<Vec<u32>, ApiError> {
-    let check = |(at, id): (usize, i64)| match u32::try_from(id) {
-        Ok(id) if (id as usize) < vocab => Ok(id),
-        _ => {
-            let path = format!("{path}[{at}]");
-            Err(ApiError::invalid(
-                path.clone(),
-                format!("{path}: {id} is no token id; they go from 0 to {}.", vocab - 1),
-            ))
-        }
-    };
-    ids.into_iter().enumerate().map(check).collect()
-}
-
-/// More than the context can never be; what a prompt leaves of it is found when it is known.
-pub fn max_tokens(server: &Server, param: &str, value: i64) -> Result<usize, ApiError> {
-    integer(param, value, 1, server.engine().max_model_len() as i64).map(|n| n as usize)
-}
-
-pub fn stop_texts(stops: &[String]) -> Result<Vec<String>, ApiError> {
-    if stops.len() > MAX_STOPS {
-        return Err(ApiError::invalid("stop", format!("stop: has {} texts; {MAX_STOPS} are allowed.", stops.len())));
-    }
-    if stops.iter().any(|s| s.is_empty() || s.len() > MAX_STOP_BYTES) {
-        return Err(ApiError::invalid("stop", format!("stop: each text must have 1 to {MAX_STOP_BYTES} bytes.")));
-    }
-    Ok(stops.to_vec())
-}
-
 fn logit_bias(biases: Option<&BTreeMap<String, f64>>, vocab: usize) -> Result<BTreeMap<u32, f32>, ApiError> {
     let biases = biases.into_iter().flatten();
     let mut checked = BTreeMap::new();
@@ -108,22 +74,6 @@ fn logit_bias(biases: Option<&BTreeMap<String, f64>>, vocab: usize) -> Result<BT
         }
     }
     Ok(checked)
-}
-
-pub fn integer(param: &str, value: i64, low: i64, high: i64) -> Result<i64, ApiError> {
-    if (low..=high).contains(&value) {
-        return Ok(value);
-    }
-    Err(ApiError::invalid(param, format!("{param}: {value} is not from {low} to {high}.")))
-}
-
-fn number(param: &str, value: Option<f64>, low: f64, high: f64) -> Result<Option<f32>, ApiError> {
-    match value {
-        Some(v) if !(low..=high).contains(&v) => {
-            Err(ApiError::invalid(param, format!("{param}: {v} is not from {low} to {high}.")))
-        }
-        value => Ok(value.map(|v| v as f32)),
-    }
 }
 
 /// The first choice has the request's seed; the others one that follows from it (the finaliser of SplitMix64).
@@ -145,15 +95,6 @@ mod tests {
     fn seeds_of_choices_differ_and_the_first_is_the_requests() {
         let seeds: std::collections::HashSet<u64> = (0..128).map(|i| choice_seed(7, i)).collect();
         assert_eq!((seeds.len(), choice_seed(7, 0)), (128, 7));
-    }
-
-    #[test]
-    fn ranges_hold_their_ends() {
-        assert_eq!(number("x", Some(2.0), 0.0, 2.0), Ok(Some(2.0)));
-        assert_eq!(number("x", None, 0.0, 2.0), Ok(None));
-        assert!(number("x", Some(2.0000001), 0.0, 2.0).is_err());
-        assert!(number("x", Some(f64::NAN), 0.0, 2.0).is_err());
-        assert!(integer("x", 0, 1, 9).is_err() && integer("x", 10, 1, 9).is_err() && integer("x", 9, 1, 9).is_ok());
     }
 
     #[test]

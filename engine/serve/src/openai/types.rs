@@ -7,40 +7,9 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use serde::de::{DeserializeOwned, Error as _, SeqAccess, Visitor};
+use serde::de::{Error as _, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
-
-use super::ApiError;
-
-/// Reads one structure from a body.
-///
-/// # Errors
-/// 400 that names the field, or the place at which the text stops being JSON.
-pub fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
-    if body.trim_ascii_start().first().is_some_and(|b| *b != b'{') {
-        return Err(ApiError::invalid("", "The body must be a JSON object."));
-    }
-    let mut json = serde_json::Deserializer::from_slice(body);
-    let parsed = serde_path_to_error::deserialize(&mut json).map_err(|e| {
-        let path = e.path().to_string();
-        let known = path != "." && !path.is_empty();
-        match e.inner().classify() {
-            serde_json::error::Category::Data if known => {
-                ApiError::invalid(path.clone(), format!("{path}: {}", e.inner()))
-            }
-            serde_json::error::Category::Data => {
-                // A field that is missing or there twice is named by the message alone.
-                let message = e.inner().to_string();
-                let field = message.split('`').nth(1).filter(|_| message.contains(" field `")).unwrap_or_default();
-                ApiError::invalid(field.to_owned(), message)
-            }
-            _ => ApiError::invalid("", format!("The body is not valid JSON: {}", e.inner())),
-        }
-    })?;
-    json.end().map_err(|e| ApiError::invalid("", format!("The body is not valid JSON: {e}")))?;
-    Ok(parsed)
-}
 
 /// Fields that every generating endpoint takes.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -354,6 +323,8 @@ fn rest<'de, T: Deserialize<'de>, A: SeqAccess<'de>>(first: T, mut seq: A) -> Re
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::body::parse;
+    use crate::error::ApiError;
 
     fn prompt(json: &str) -> Result<Prompts, ApiError> {
         parse::<Completion>(format!(r#"{{"prompt": {json}}}"#).as_bytes()).map(|c| c.prompt)

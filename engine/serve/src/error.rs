@@ -1,10 +1,9 @@
-//! Owns what a client is told when a request fails: status, and `{"error": {message, type, param, code}}`. Messages hold
-//! what the client sent and what it may send, nothing of ours.
+//! Owns why a request fails, for every API: status, message, the field at fault. How that is written is the dialect's.
+//! Messages hold what the client sent and what it may send, nothing of ours.
 
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use dualgauge::{Refused, Rejected};
-use serde_json::{Value, json};
 
 /// Longest message; what a client sent is quoted in some.
 const MESSAGE_BYTES: usize = 500;
@@ -65,27 +64,29 @@ impl ApiError {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal_error", "The server failed; its log says why.")
     }
 
-    /// The JSON body, also sent as an event when a stream fails.
-    pub fn body(&self) -> Value {
-        json!({"error": {
-            "message": self.message,
-            "type": self.kind,
-            "param": self.param,
-            "code": self.code,
-        }})
+    /// 503: the server stops while the answer is made.
+    pub fn cut_off() -> Self {
+        Self::unavailable("The server is shutting down; the answer was cut off.")
+    }
+
+    /// 500: a generation failed. The reason goes to the log.
+    pub fn failed(message: &str) -> Self {
+        tracing::error!("a generation failed: {message}");
+        Self::internal()
     }
 }
 
+/// A response without a body: it travels as an extension to where the dialect of the path is known, and is written there.
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        let body = self.body().to_string();
-        let mut response = (self.status, [(header::CONTENT_TYPE, "application/json")], body).into_response();
+        let mut response = self.status.into_response();
         if let Some(seconds) = self.retry_after_seconds {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
         if self.status == StatusCode::UNAUTHORIZED {
             response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
+        response.extensions_mut().insert(self);
         response
     }
 }

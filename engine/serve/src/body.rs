@@ -1,0 +1,53 @@
+//! Owns the reading of a JSON body: into a structure, with errors that name the field, and off the sockets' threads when it
+//! is large. Knows no API.
+
+use axum::body::Bytes;
+use serde::de::DeserializeOwned;
+
+use crate::error::ApiError;
+
+/// Bodies up to this size are parsed and tokenised where they arrive: handing them over would take longer.
+const SMALL_BODY_BYTES: usize = 16 << 10;
+
+/// Reads one structure from a body.
+///
+/// # Errors
+/// 400 that names the field, or the place at which the text stops being JSON.
+pub fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
+    if body.trim_ascii_start().first().is_some_and(|b| *b != b'{') {
+        return Err(ApiError::invalid("", "The body must be a JSON object."));
+    }
+    let mut json = serde_json::Deserializer::from_slice(body);
+    let parsed = serde_path_to_error::deserialize(&mut json).map_err(|e| {
+        let path = e.path().to_string();
+        let known = path != "." && !path.is_empty();
+        match e.inner().classify() {
+            serde_json::error::Category::Data if known => {
+                ApiError::invalid(path.clone(), format!("{path}: {}", e.inner()))
+            }
+            serde_json::error::Category::Data => {
+                // A field that is missing or there twice is named by the message alone.
+                let message = e.inner().to_string();
+                let field = message.split('`').nth(1).filter(|_| message.contains(" field `")).unwrap_or_default();
+                ApiError::invalid(field.to_owned(), message)
+            }
+            _ => ApiError::invalid("", format!("The body is not valid JSON: {}", e.inner())),
+        }
+    })?;
+    json.end().map_err(|e| ApiError::invalid("", format!("The body is not valid JSON: {e}")))?;
+    Ok(parsed)
+}
+
+/// Runs work on a body: small ones here, large ones on a thread of their own so that sockets go on.
+pub async fn off_thread<T: Send + 'static>(
+    body: Bytes,
+    work: impl FnOnce(&[u8]) -> Result<T, ApiError> + Send + 'static,
+) -> Result<T, ApiError> {
+    if body.len() <= SMALL_BODY_BYTES {
+        return work(&body);
+    }
+    match tokio::task::spawn_blocking(move || work(&body)).await {
+        Ok(result) => result,
+        Err(_) => Err(ApiError::internal()),
+    }
+}
