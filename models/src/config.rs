@@ -73,7 +73,7 @@ impl Config {
             return Err(keys.fail("head_dim", format!("{heads} heads of {head_dim} are too wide")));
         }
         let context = keys.size("max_position_embeddings")?;
-        let rope = RopeConfig::read(&keys, head_dim, context, None)?;
+        let rope = RopeConfig::read(&keys, head_dim, context, Some("full_attention"))?;
         let (vocab, layers) = (keys.size("vocab_size")?, keys.size("num_hidden_layers")?);
         if layers > MAX_LAYERS {
             return Err(keys.fail("num_hidden_layers", format!("{layers} is more than {MAX_LAYERS}")));
@@ -81,7 +81,8 @@ impl Config {
         Ok(Self {
             vocab,
             hidden,
-            inner: keys.size("intermediate_size")?,
+            // GPT-2 leaves it out.
+            inner: keys.maybe_size("intermediate_size")?.unwrap_or(4 * hidden),
             layers,
             heads,
             kv_heads,
@@ -97,6 +98,32 @@ impl Config {
             eos: eos(&keys, vocab)?,
             keys,
         })
+    }
+
+    /// Which layers have a sliding window: by `layer_types` where the file states them, else as `otherwise` says.
+    ///
+    /// # Errors
+    /// When there is not one entry for each layer.
+    pub fn slides(&self, otherwise: impl Fn(usize) -> bool) -> Result<Vec<bool>> {
+        match self.keys.texts("layer_types")? {
+            Some(types) if types.len() != self.layers => {
+                Err(self.keys.fail("layer_types", format!("{} entries for {} layers", types.len(), self.layers)))
+            }
+            Some(types) => Ok(types.into_iter().map(|kind| kind == "sliding_attention").collect()),
+            None => Ok((0..self.layers).map(otherwise).collect()),
+        }
+    }
+
+    /// As [`Self::slides`]: every layer but each n-th, n being `sliding_window_pattern`.
+    ///
+    /// # Errors
+    /// As [`Self::slides`]; when the pattern is no whole number.
+    pub fn slides_but_every(&self) -> Result<Vec<bool>> {
+        let every = match self.keys.value("layer_types") {
+            Some(_) => None,
+            None => self.keys.maybe_size("sliding_window_pattern")?,
+        };
+        self.slides(|layer| every.is_none_or(|n| !(layer + 1).is_multiple_of(n)))
     }
 }
 

@@ -21,17 +21,32 @@ pub struct Family {
 
 /// Every family this crate knows.
 pub const FAMILIES: &[Family] = &[
+    families::arcee::FAMILY,
+    families::cohere::COHERE,
+    families::cohere::COHERE2,
+    families::ernie4_5::FAMILY,
+    families::exaone4::FAMILY,
     families::gemma::GEMMA,
     families::gemma::GEMMA2,
+    families::gemma::GEMMA3,
+    families::glm4::FAMILY,
+    families::gpt_neox::FAMILY,
     families::granite::FAMILY,
+    families::hunyuan::FAMILY,
     families::llama::FAMILY,
     families::mistral::FAMILY,
     families::mixtral::MIXTRAL,
     families::mixtral::QWEN3_MOE,
-    families::olmo2::FAMILY,
+    families::nemotron::FAMILY,
+    families::olmo::OLMO2,
+    families::olmo::OLMO3,
+    families::phi::FAMILY,
     families::qwen2::FAMILY,
     families::qwen3::FAMILY,
+    families::seed_oss::FAMILY,
     families::smollm3::FAMILY,
+    families::stablelm::FAMILY,
+    families::starcoder2::FAMILY,
 ];
 
 impl Family {

@@ -107,6 +107,38 @@ impl<'a> Loader<'a> {
         self.tensor(name, &[out, inner])
     }
 
+    /// The matrix `[out, inner]` that is stored as `[inner, out]`.
+    ///
+    /// # Errors
+    /// As [`Self::matrix`]; when it is in blocks, which cannot be turned.
+    pub fn matrix_of_columns(&mut self, name: &str, out: usize, inner: usize) -> Result<Weight> {
+        let (found, tensor) = self.read(name, &[inner, out])?;
+        if tensor.format.is_quantised() {
+            let reason = format!("is {} and stored column by column, which cannot be turned", tensor.format);
+            return Err(self.fail(&found, reason));
+        }
+        let size = tensor.bytes.len() / (out * inner);
+        let mut turned = Vec::with_capacity(tensor.bytes.len());
+        for column in 0..out {
+            (0..inner).for_each(|row| turned.extend_from_slice(&tensor.bytes[(row * out + column) * size..][..size]));
+        }
+        let done = tensor.bytes.len() as u64;
+        let weight = self.upload(HostTensor::new(name.to_string(), [out, inner], tensor.format, turned)?)?;
+        self.finished(&[found], done);
+        Ok(weight)
+    }
+
+    /// The numbers of a small tensor, which stay on the host.
+    ///
+    /// # Errors
+    /// When it is missing or has another shape.
+    pub fn values(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+        let (found, tensor) = self.read(name, shape)?;
+        let values = tensor.to_f32();
+        self.finished(&[found], tensor.bytes.len() as u64);
+        Ok(values)
+    }
+
     /// The vector `[len]`, kept as f32.
     ///
     /// # Errors

@@ -15,11 +15,14 @@ pub struct AttentionOptions {
     pub kv_heads: usize,
     pub head_dim: usize,
     pub projections: Projections,
+    pub names: AttentionNames,
     /// Biases on query, key and value.
     pub bias: bool,
     /// A bias on the output projection.
     pub out_bias: bool,
     pub qk_norm: QkNorm,
+    /// Queries and keys are normed after the rotation, not before it.
+    pub norm_rotated: bool,
     pub norm_eps: f32,
     /// `None` for layers without positions.
     pub rope: Option<RopeSpec>,
@@ -36,13 +39,34 @@ pub struct AttentionOptions {
 /// How query, key and value are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Projections {
-    /// `q_proj`, `k_proj`, `v_proj`.
+    /// A matrix each.
     Split,
     /// One matrix of this name: query rows, key rows, value rows.
     Fused(&'static str),
+    /// The same, stored `[in, out]`.
+    FusedColumns(&'static str),
+    /// One matrix of this name: for each head its query, key and value rows. There are as many key heads as heads.
+    ByHead(&'static str),
 }
 
-/// Norms on queries and keys, before the rotation.
+/// Names of what attention loads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AttentionNames {
+    pub q: &'static str,
+    pub k: &'static str,
+    pub v: &'static str,
+    pub out: &'static str,
+    pub q_norm: &'static str,
+    pub k_norm: &'static str,
+}
+
+impl AttentionNames {
+    /// Of most models.
+    pub const USUAL: Self =
+        Self { q: "q_proj", k: "k_proj", v: "v_proj", out: "o_proj", q_norm: "q_norm", k_norm: "k_norm" };
+}
+
+/// Norms on queries and keys.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum QkNorm {
     None,
@@ -61,9 +85,11 @@ impl AttentionOptions {
             kv_heads: config.kv_heads,
             head_dim: config.head_dim,
             projections: Projections::Split,
+            names: AttentionNames::USUAL,
             bias: config.attention_bias,
             out_bias: config.attention_bias,
             qk_norm: QkNorm::None,
+            norm_rotated: false,
             norm_eps: config.norm_eps,
             rope: Some(rope),
             scale: (config.head_dim as f32).sqrt().recip(),
@@ -99,19 +125,26 @@ impl Attention {
     pub fn load(loader: &mut Loader<'_>, prefix: &str, layer: usize, o: &AttentionOptions) -> Result<Self> {
         let (q_width, kv_width) = (o.heads * o.head_dim, o.kv_heads * o.head_dim);
         let part = |name: &str| format!("{prefix}.{name}");
+        let names = o.names;
         let mut load = |name: &str, out| Linear::load(loader, &part(name), out, o.hidden, o.bias);
         let qkv = match o.projections {
             Projections::Split => {
-                Qkv::Split { q: load("q_proj", q_width)?, k: load("k_proj", kv_width)?, v: load("v_proj", kv_width)? }
+                Qkv::Split { q: load(names.q, q_width)?, k: load(names.k, kv_width)?, v: load(names.v, kv_width)? }
             }
-            Projections::Fused(name) => Qkv::Fused(load(name, q_width + 2 * kv_width)?),
+            Projections::Fused(name) | Projections::ByHead(name) => Qkv::Fused(load(name, q_width + 2 * kv_width)?),
+            Projections::FusedColumns(name) => {
+                Qkv::Fused(Linear::load_columns(loader, &part(name), q_width + 2 * kv_width, o.hidden, o.bias)?)
+            }
         };
-        let out = Linear::load(loader, &part("o_proj"), o.hidden, q_width, o.out_bias)?;
+        let out = match o.projections {
+            Projections::FusedColumns(_) => Linear::load_columns,
+            _ => Linear::load,
+        }(loader, &part(names.out), o.hidden, q_width, o.out_bias)?;
         let mut norm = |name: &str, len, kind| Norm::load(loader, &part(name), len, kind, o.norm_eps);
         let norms = match o.qk_norm {
             QkNorm::None => None,
-            QkNorm::Head(kind) => Some((norm("q_norm", o.head_dim, kind)?, norm("k_norm", o.head_dim, kind)?)),
-            QkNorm::Whole(kind) => Some((norm("q_norm", q_width, kind)?, norm("k_norm", kv_width, kind)?)),
+            QkNorm::Head(kind) => Some((norm(names.q_norm, o.head_dim, kind)?, norm(names.k_norm, o.head_dim, kind)?)),
+            QkNorm::Whole(kind) => Some((norm(names.q_norm, q_width, kind)?, norm(names.k_norm, kv_width, kind)?)),
         };
         let sinks = o.sinks.then(|| loader.vector(&part("sinks"), o.heads)).transpose()?;
         let spec = AttnSpec { layer, scale: o.scale, window: o.window, softcap: o.softcap, sinks };
@@ -124,9 +157,16 @@ impl Part for Attention {
         let _scope = g.scope("attn");
         let o = &self.options;
         let (q_width, kv_width) = (o.heads * o.head_dim, o.kv_heads * o.head_dim);
-        let (q, k, v) = match &self.qkv {
-            Qkv::Split { q, k, v } => (q.forward(g, x), k.forward(g, x), v.forward(g, x)),
-            Qkv::Fused(all) => {
+        let tokens = g.shape().tokens;
+        let heads = |x, heads| g.reshape(x, [tokens, heads, o.head_dim]);
+        let (q, k, v) = match (&self.qkv, o.projections) {
+            (Qkv::Split { q, k, v }, _) => (q.forward(g, x), k.forward(g, x), v.forward(g, x)),
+            (Qkv::Fused(all), Projections::ByHead(_)) => {
+                let all = g.reshape(all.forward(g, x), [tokens, o.heads, 3 * o.head_dim]);
+                let part = |at| g.reshape(g.narrow(all, at * o.head_dim, o.head_dim), [tokens, q_width]);
+                (part(0), part(1), part(2))
+            }
+            (Qkv::Fused(all), _) => {
                 let all = all.forward(g, x); // [tokens, q_width + 2 * kv_width]
                 let part = |start, len| g.narrow(all, start, len);
                 (part(0, q_width), part(q_width, kv_width), part(q_width + kv_width, kv_width))
@@ -136,16 +176,18 @@ impl Part for Attention {
             (QkNorm::Whole(_), Some((of_q, of_k))) => (of_q.forward(g, q), of_k.forward(g, k)),
             _ => (q, k),
         };
-        let tokens = g.shape().tokens;
-        let heads = |x, heads| g.reshape(x, [tokens, heads, o.head_dim]);
         let (q, k, v) = (heads(q, o.heads), heads(k, o.kv_heads), heads(v, o.kv_heads));
-        let (q, k) = match (o.qk_norm, &self.norms) {
-            (QkNorm::Head(_), Some((of_q, of_k))) => (of_q.forward(g, q), of_k.forward(g, k)),
-            _ => (q, k),
-        };
-        let (q, k) = match o.rope {
+        let rotated = |(q, k)| match o.rope {
             Some(rope) => (g.rope(q, rope), g.rope(k, rope)),
             None => (q, k),
+        };
+        let (q, k) = match (o.qk_norm, &self.norms) {
+            (QkNorm::Head(_), Some((of_q, of_k))) if o.norm_rotated => {
+                let (q, k) = rotated((q, k));
+                (of_q.forward(g, q), of_k.forward(g, k))
+            }
+            (QkNorm::Head(_), Some((of_q, of_k))) => rotated((of_q.forward(g, q), of_k.forward(g, k))),
+            _ => rotated((q, k)),
         };
         let seen = g.attention(q, k, v, self.spec); // [tokens, heads, head_dim]
         self.out.forward(g, g.reshape(seen, [tokens, q_width]))

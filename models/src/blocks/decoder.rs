@@ -38,6 +38,8 @@ pub struct DecoderOptions {
     pub logits_scale: f32,
     /// `cap * tanh(logit / cap)`, after the scale.
     pub logits_cap: Option<f32>,
+    /// The head has a bias.
+    pub head_bias: bool,
 }
 
 /// Names of what is not in a layer, and of the layers.
@@ -46,6 +48,9 @@ pub struct DecoderNames {
     pub embed: &'static str,
     /// Before the index of a layer.
     pub layers: &'static str,
+    /// The two parts of a layer.
+    pub attention: &'static str,
+    pub feed: &'static str,
     pub norm: &'static str,
     /// The head, where it is not the embedding.
     pub head: &'static str,
@@ -65,8 +70,14 @@ pub struct LayerNorms {
 
 impl DecoderNames {
     /// Of most models.
-    pub const USUAL: Self =
-        Self { embed: "model.embed_tokens", layers: "model.layers", norm: "model.norm", head: "lm_head" };
+    pub const USUAL: Self = Self {
+        embed: "model.embed_tokens",
+        layers: "model.layers",
+        attention: "self_attn",
+        feed: "mlp",
+        norm: "model.norm",
+        head: "lm_head",
+    };
 }
 
 impl LayerNorms {
@@ -84,6 +95,9 @@ impl LayerNorms {
         before_feed: None,
         after_feed: Some("post_feedforward_layernorm"),
     };
+    /// Before the layer, whose parts are parallel, as in Command R.
+    pub const SHARED: Self =
+        Self { before_attention: Some("input_layernorm"), after_attention: None, before_feed: None, after_feed: None };
     /// Before and after each part, as in Gemma 2.
     pub const AROUND: Self = Self {
         before_attention: Some("input_layernorm"),
@@ -104,6 +118,7 @@ impl DecoderOptions {
         residual_scale: 1.0,
         logits_scale: 1.0,
         logits_cap: None,
+        head_bias: false,
     };
 }
 
@@ -155,14 +170,14 @@ impl Decoder {
         let norm = Norm::load(loader, o.names.norm, c.hidden, o.norm, c.norm_eps)?;
         let head = match c.tied {
             true => Linear { weight: embed, bias: None },
-            false => Linear::load(loader, o.names.head, c.vocab, c.hidden, false)?,
+            false => Linear::load(loader, o.names.head, c.vocab, c.hidden, o.head_bias)?,
         };
         let kv_layers = layers.iter().flat_map(|l| [l.attention.kv(), l.feed.kv()]).flatten().collect();
         let spec = ModelSpec { kv_layers, ..ModelSpec::of(c, family, loader) };
         Ok(Box::new(Self { spec, embed, layers, norm, head, options: *o }))
     }
 
-    /// Layers of `self_attn` and `mlp`, whose options `options` makes of the layer's index and the usual attention.
+    /// Layers of attention and feed-forward, whose options `options` makes of the layer's index and the usual attention.
     ///
     /// # Errors
     /// As [`Self::load`].
@@ -176,8 +191,8 @@ impl Decoder {
         let usual = AttentionOptions::of(c, rope(loader, &c.rope)?);
         Self::load(c, loader, family, o, |loader, i, at| {
             let (attention, mlp) = options(i, usual);
-            let attention = Attention::load(loader, &format!("{at}.self_attn"), i, &attention)?;
-            let mlp = Mlp::load(loader, &format!("{at}.mlp"), &mlp)?;
+            let attention = Attention::load(loader, &format!("{at}.{}", o.names.attention), i, &attention)?;
+            let mlp = Mlp::load(loader, &format!("{at}.{}", o.names.feed), &mlp)?;
             Ok((Box::new(attention), Box::new(mlp)))
         })
     }

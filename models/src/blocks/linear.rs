@@ -25,6 +25,16 @@ impl Linear {
         Ok(Self { weight, bias })
     }
 
+    /// As [`Self::load`], of a matrix that is stored `[in, out]`.
+    ///
+    /// # Errors
+    /// As [`Self::load`]; when the matrix is in blocks, which cannot be turned.
+    pub fn load_columns(loader: &mut Loader<'_>, name: &str, out: usize, inner: usize, bias: bool) -> Result<Self> {
+        let weight = loader.matrix_of_columns(&format!("{name}.weight"), out, inner)?;
+        let bias = bias.then(|| loader.vector(&format!("{name}.bias"), out)).transpose()?;
+        Ok(Self { weight, bias })
+    }
+
     /// `[.., in]` -> `[.., out]`
     pub fn forward(&self, g: &Recorder, x: Value) -> Value {
         g.linear_bias(x, self.weight, self.bias)

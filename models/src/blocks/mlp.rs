@@ -25,6 +25,8 @@ pub enum MlpShape {
     Fused { gate_up: &'static str, down: &'static str },
     /// `down(act(up))`
     Plain { up: &'static str, down: &'static str },
+    /// The same, stored `[in, out]`.
+    PlainColumns { up: &'static str, down: &'static str },
 }
 
 impl MlpOptions {
@@ -57,14 +59,20 @@ impl Mlp {
     /// # Errors
     /// When a tensor is missing or of another shape.
     pub fn load(loader: &mut Loader<'_>, prefix: &str, o: &MlpOptions) -> Result<Self> {
-        let mut load = |name: &str, out, inner| Linear::load(loader, &format!("{prefix}.{name}"), out, inner, o.bias);
+        let of = match o.shape {
+            MlpShape::PlainColumns { .. } => Linear::load_columns,
+            _ => Linear::load,
+        };
+        let mut load = |name: &str, out, inner| of(loader, &format!("{prefix}.{name}"), out, inner, o.bias);
         let (first, down) = match o.shape {
             MlpShape::Gated { gate, up, down } => {
                 let (gate, up) = (load(gate, o.inner, o.hidden)?, load(up, o.inner, o.hidden)?);
                 (First::Gated { gate, up }, down)
             }
             MlpShape::Fused { gate_up, down } => (First::Fused(load(gate_up, 2 * o.inner, o.hidden)?), down),
-            MlpShape::Plain { up, down } => (First::Plain(load(up, o.inner, o.hidden)?), down),
+            MlpShape::Plain { up, down } | MlpShape::PlainColumns { up, down } => {
+                (First::Plain(load(up, o.inner, o.hidden)?), down)
+            }
         };
         Ok(Self { first, down: load(down, o.hidden, o.inner)?, act: o.act, inner: o.inner })
     }

@@ -9,7 +9,7 @@ mod moe;
 mod norm;
 mod rope;
 
-pub use attention::{Attention, AttentionOptions, Projections, QkNorm};
+pub use attention::{Attention, AttentionNames, AttentionOptions, Projections, QkNorm};
 pub use decoder::{Decoder, DecoderNames, DecoderOptions, LayerNorms, Part, Parts};
 pub use linear::Linear;
 pub use mlp::{Mlp, MlpOptions, MlpShape};

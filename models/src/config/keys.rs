@@ -22,6 +22,18 @@ pub struct Keys {
     gguf: Option<String>,
 }
 
+/// Names of keys, and what models of GPT-2's time called them.
+const OLDER_NAMES: &[(&str, &str)] = &[
+    ("hidden_size", "n_embd"),
+    ("intermediate_size", "n_inner"),
+    ("num_hidden_layers", "n_layer"),
+    ("num_attention_heads", "n_head"),
+    ("max_position_embeddings", "n_positions"),
+    ("hidden_act", "activation_function"),
+    ("partial_rotary_factor", "rotary_pct"),
+    ("rope_theta", "rotary_emb_base"),
+];
+
 impl Keys {
     /// Sizes of a model are at most this.
     pub const SIZE: RangeInclusive<usize> = 1..=1 << 24;
@@ -77,7 +89,8 @@ impl Keys {
     }
 
     pub fn value(&self, key: &str) -> Option<&Value> {
-        self.map.get(key).or_else(|| self.defaults.get(key)).filter(|v| !v.is_null())
+        let older = || OLDER_NAMES.iter().filter(|(name, _)| *name == key).find_map(|(_, older)| self.map.get(*older));
+        self.map.get(key).or_else(older).or_else(|| self.defaults.get(key)).filter(|v| !v.is_null())
     }
 
     /// # Errors

@@ -52,6 +52,11 @@ pub struct RopeTable {
 }
 
 impl RopeConfig {
+    /// Without scaling, of all dimensions.
+    pub fn plain(theta: f64, dim: usize) -> Self {
+        Self { theta, dim, interleaved: false, scaling: RopeScaling::None }
+    }
+
     /// Reads `rope_parameters` (transformers 5), else `rope_theta` and `rope_scaling`. `layer_type` picks one of several
     /// kinds of layer when `rope_parameters` holds an object for each.
     ///

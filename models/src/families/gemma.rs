@@ -1,10 +1,11 @@
-//! Gemma 1 and 2: embeddings scaled by the root of the width, norms that store gain - 1, a GELU gate. Gemma 2 also norms
-//! what each part returns, caps scores and logits, and looks through a window in every other layer.
+//! Gemma 1, 2 and 3: embeddings scaled by the root of the width, norms that store gain - 1, a GELU gate. Gemma 2 also
+//! norms what each part returns, caps scores and logits, and looks through a window in every other layer. Gemma 3 norms
+//! heads instead of capping, and has a window and a rotation of their own in five layers of six.
 
-use crate::blocks::{AttentionOptions, Decoder, DecoderOptions, LayerNorms, MlpOptions, NormKind};
+use crate::blocks::{AttentionOptions, Decoder, DecoderOptions, LayerNorms, MlpOptions, NormKind, QkNorm, rope};
 use crate::family::Family;
 use crate::loader::Loader;
-use crate::{Config, Model, Result};
+use crate::{Config, Model, Result, RopeConfig};
 
 pub(crate) const GEMMA: Family = Family {
     name: "gemma",
@@ -35,31 +36,66 @@ pub(crate) const GEMMA2: Family = Family {
     build: gemma2,
 };
 
+pub(crate) const GEMMA3: Family = Family {
+    name: "gemma3_text",
+    architectures: &["Gemma3ForCausalLM", "Gemma3ForConditionalGeneration"],
+    gguf: &[],
+    gguf_interleaved: false,
+    defaults: r#"{
+        "vocab_size": 262208, "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26,
+        "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "query_pre_attn_scalar": 256,
+        "hidden_activation": "gelu_pytorch_tanh", "max_position_embeddings": 131072, "rms_norm_eps": 1e-6,
+        "rope_theta": 1000000.0, "rope_local_base_freq": 10000.0, "tie_word_embeddings": true,
+        "attention_bias": false, "sliding_window": 4096, "sliding_window_pattern": 6, "eos_token_id": 1
+    }"#,
+    build: gemma3,
+};
+
 fn gemma(c: &Config, loader: &mut Loader<'_>) -> Result<Box<dyn Model>> {
     Decoder::dense(c, loader, GEMMA.name, &frame(c), |_, usual| (usual, MlpOptions::of(c)))
 }
 
 fn gemma2(c: &Config, loader: &mut Loader<'_>) -> Result<Box<dyn Model>> {
-    let cap = |key: &str| Ok::<_, crate::Error>(c.keys.maybe_positive(key)?.map(|cap| cap as f32));
-    let scale = (c.keys.positive("query_pre_attn_scalar")? as f32).sqrt().recip();
-    let softcap = cap("attn_logit_softcapping")?;
-    let types = c.keys.texts("layer_types")?;
-    if let Some(types) = types.as_ref().filter(|types| types.len() != c.layers) {
-        return Err(c.keys.fail("layer_types", format!("{} entries for {} layers", types.len(), c.layers)));
-    }
-    let slides = |layer: usize| match &types {
-        Some(types) => types[layer] == "sliding_attention",
-        None => layer.is_multiple_of(2),
-    };
-    let logits_cap = cap("final_logit_softcapping")?;
-    let options = DecoderOptions { layer_norms: LayerNorms::AROUND, logits_cap, ..frame(c) };
+    let (scale, softcap, options) = capped(c)?;
+    let slides = c.slides(|layer| layer.is_multiple_of(2))?;
     Decoder::dense(c, loader, GEMMA2.name, &options, |layer, usual| {
-        let window = c.window.filter(|_| slides(layer));
+        let window = c.window.filter(|_| slides[layer]);
         (AttentionOptions { scale, softcap, window, ..usual }, MlpOptions::of(c))
     })
 }
 
+fn gemma3(c: &Config, loader: &mut Loader<'_>) -> Result<Box<dyn Model>> {
+    if c.keys.flag("use_bidirectional_attention")? {
+        return Err(c
+            .keys
+            .fail("use_bidirectional_attention", "is for embedding models, and this is not loaded as one"));
+    }
+    let (scale, softcap, options) = capped(c)?;
+    let slides = c.slides_but_every()?;
+    let near = match c.keys.value("rope_parameters") {
+        Some(_) => RopeConfig::read(&c.keys, c.head_dim, c.context, Some("sliding_attention"))?,
+        None => RopeConfig::plain(c.keys.positive("rope_local_base_freq")?, c.head_dim),
+    };
+    let near = rope(loader, &near)?;
+    let qk_norm = QkNorm::Head(options.norm);
+    Decoder::dense(c, loader, GEMMA3.name, &options, |layer, usual| {
+        let rope = if slides[layer] { Some(near) } else { usual.rope };
+        let window = c.window.filter(|_| slides[layer]);
+        (AttentionOptions { scale, softcap, window, qk_norm, rope, ..usual }, MlpOptions::of(c))
+    })
+}
+
+/// The scale and the cap of scores, and the frame of Gemma 2 and 3.
+fn capped(c: &Config) -> Result<(f32, Option<f32>, DecoderOptions)> {
+    let cap = |key: &str| Ok::<_, crate::Error>(c.keys.maybe_positive(key)?.map(|cap| cap as f32));
+    let scale = (c.keys.positive("query_pre_attn_scalar")? as f32).sqrt().recip();
+    let logits_cap = cap("final_logit_softcapping")?;
+    let options = DecoderOptions { layer_norms: LayerNorms::AROUND, logits_cap, ..frame(c) };
+    Ok((scale, cap("attn_logit_softcapping")?, options))
+}
+
 fn frame(c: &Config) -> DecoderOptions {
-    let norm = NormKind::Rms { offset: 1.0 };
+    // GGUF files store the gain itself.
+    let norm = NormKind::Rms { offset: if c.keys.is_gguf() { 0.0 } else { 1.0 } };
     DecoderOptions { norm, embed_scale: (c.hidden as f32).sqrt(), ..DecoderOptions::USUAL }
 }

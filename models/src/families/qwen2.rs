@@ -31,12 +31,6 @@ pub(super) fn windows(c: &Config) -> Result<Vec<Option<usize>>> {
     if !c.keys.flag("use_sliding_window")? {
         return Ok(vec![None; c.layers]);
     }
-    if let Some(types) = c.keys.texts("layer_types")? {
-        if types.len() != c.layers {
-            return Err(c.keys.fail("layer_types", format!("{} entries for {} layers", types.len(), c.layers)));
-        }
-        return Ok(types.into_iter().map(|kind| c.window.filter(|_| kind == "sliding_attention")).collect());
-    }
     let full = c.keys.maybe_size("max_window_layers")?.unwrap_or(c.layers);
-    Ok((0..c.layers).map(|layer| c.window.filter(|_| layer >= full)).collect())
+    Ok(c.slides(|layer| layer >= full)?.into_iter().map(|slides| c.window.filter(|_| slides)).collect())
 }
