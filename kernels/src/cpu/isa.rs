@@ -1,4 +1,7 @@
 //! Owns the instruction-set paths: which there are, their names, and which of them this machine can run. Knows no kernel.
+//!
+//! There is no path for AMX: Rust's intrinsics and feature detection for it are unstable (as of 1.95), so processors that
+//! have it run `avx512-bf16-vnni`.
 
 use crate::{Error, Result};
 
@@ -9,16 +12,21 @@ use crate::{Error, Result};
 pub(crate) enum Isa {
     /// AVX-512 F, BW, VL, VNNI and BF16: Zen 4, Sapphire Rapids and later.
     Avx512Bf16Vnni,
-    /// AVX-512 F, BW and VL: f32 multiply-add on decoded weights.
+    /// AVX-512 F, BW, VL and VNNI: Cascade Lake, Ice Lake.
+    Avx512Vnni,
+    /// AVX-512 F, BW and VL: Skylake.
     Avx512,
-    /// AVX2, FMA and F16C: f32 multiply-add on decoded weights.
+    /// AVX2, FMA, F16C and AVX-VNNI: Alder Lake and later.
+    Avx2Vnni,
+    /// AVX2, FMA and F16C: Haswell, Zen 1 to 3.
     Avx2,
     /// Plain Rust; right everywhere. What runs on aarch64.
     Portable,
 }
 
 impl Isa {
-    const ALL: [Self; 4] = [Self::Avx512Bf16Vnni, Self::Avx512, Self::Avx2, Self::Portable];
+    const ALL: [Self; 6] =
+        [Self::Avx512Bf16Vnni, Self::Avx512Vnni, Self::Avx512, Self::Avx2Vnni, Self::Avx2, Self::Portable];
 
     /// The best path of this machine.
     pub(crate) fn detect() -> Self {
@@ -50,7 +58,9 @@ impl Isa {
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Avx512Bf16Vnni => "avx512-bf16-vnni",
+            Self::Avx512Vnni => "avx512-vnni",
             Self::Avx512 => "avx512",
+            Self::Avx2Vnni => "avx2-vnni",
             Self::Avx2 => "avx2",
             Self::Portable => "portable",
         }
@@ -66,10 +76,10 @@ impl Isa {
                 && Self::Avx2.available()
         };
         match self {
-            Self::Avx512Bf16Vnni => {
-                avx512() && is_x86_feature_detected!("avx512vnni") && is_x86_feature_detected!("avx512bf16")
-            }
+            Self::Avx512Bf16Vnni => Self::Avx512Vnni.available() && is_x86_feature_detected!("avx512bf16"),
+            Self::Avx512Vnni => avx512() && is_x86_feature_detected!("avx512vnni"),
             Self::Avx512 => avx512(),
+            Self::Avx2Vnni => Self::Avx2.available() && is_x86_feature_detected!("avxvnni"),
             Self::Avx2 => {
                 is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c")
             }

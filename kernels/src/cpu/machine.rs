@@ -18,7 +18,8 @@ pub(crate) fn features() -> Vec<&'static str> {
         macro_rules! found {
             ($($name:tt),*) => { [$((is_x86_feature_detected!($name), $name)),*] };
         }
-        let all = found!("avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512vnni", "avx512bf16");
+        let all =
+            found!("avx2", "fma", "f16c", "avxvnni", "avx512f", "avx512bw", "avx512vl", "avx512vnni", "avx512bf16");
         all.into_iter().filter_map(|(has, name)| has.then_some(name)).collect()
     }
     #[cfg(not(target_arch = "x86_64"))]

@@ -333,9 +333,9 @@ impl Cpu {
 fn vectors(isa: Isa) -> Vectors {
     match isa {
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512Bf16Vnni | Isa::Avx512 => Vectors::Avx512,
+        Isa::Avx512Bf16Vnni | Isa::Avx512Vnni | Isa::Avx512 => Vectors::Avx512,
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => Vectors::Avx2,
+        Isa::Avx2Vnni | Isa::Avx2 => Vectors::Avx2,
         _ => Vectors::Portable,
     }
 }

@@ -1,15 +1,16 @@
-//! 8-, 6- and 4-bit weights x int8 activations -> f32, with `vpdpbusd` (64 multiply-adds an instruction).
+//! 8-, 6- and 4-bit weights x int8 activations -> f32, on every instruction set of x86; [`Dots`] are its registers.
 //!
 //! Activations have one f32 scale a row and 32 k: what Q8_0 x Q8_0 means, with a scale that is not rounded to f16.
 //! rows     `[block][k / 32]( [8 quads][row][4 k] i8, tail )`
 //! tail     q8_0, q4_0   `[row] i32, [row] f32 scale`      the i32 is -offset * sum of the 32 values
 //!          q4_1         `[row] f32, [row] f32 scale`      the f32 is scale * sum
 //!          q6_k         `[2 halves][row] i32, [row] f32 scale`   the i32 are -32 * sum of 16 values
-//! tile     6 rows x 2 lines: int32 and f32 accumulators side by side
+//! tile     512 bits: 6 rows x 2 lines of 16 columns, int32 and f32 accumulators side by side
+//!          256 bits: up to 2 rows x 4 lines of 8 columns, or up to 6 rows x 2 lines, twice
 //!
-//! The weights are the unsigned operand, so their offset is paid for on the row side, once a group and row: the int32
-//! accumulator starts there instead of at zero. Integer sums are exact; only the f32 fold rounds, one multiply-add a
-//! group, groups in order (two for q4_1: its minimum times the sum of the activations; two for q6_k: its halves).
+//! The weights are the unsigned operand, so their offset is paid for on the row side, once a group and row. Integer sums
+//! are exact; only the f32 fold rounds, one multiply-add a group, groups in order (two for q4_1: its minimum times the
+//! sum of the activations; two for q6_k: its halves). So all instruction sets give the same bits.
 //!
 //! Tolerance: rounding the activations to 8 bits, 0.5 % of the product's norm for smooth rows, 1.2 % with 30-fold
 //! outliers; with activations on the grid, below 1e-6.
@@ -19,9 +20,10 @@
 
 use std::arch::x86_64::*;
 
-use super::bf16::store;
-use super::panel::{NIBBLES, Q6K_GROUP, unit_bytes};
+use super::dots::{Dots, Pairs256, Pairs512, Vnni256, Vnni512};
+use super::panel::{COLUMNS, NIBBLES, Q6K_GROUP, unit_bytes};
 use super::{Format, Tile};
+use crate::cpu::isa::Isa;
 
 /// Most rows of a block.
 pub(in crate::cpu) const BLOCK_ROWS: usize = 6;
@@ -58,38 +60,102 @@ const Q4_0: u8 = Format::Q4_0 as u8;
 const Q4_1: u8 = Format::Q4_1 as u8;
 const Q6K: u8 = Format::Q6K as u8;
 
-/// # Safety
-/// The machine has the path `avx512-bf16-vnni`; the pointers of `t` are as [`Tile`] says, for `count` rows.
-pub(super) unsafe fn run(format: Format, t: &Tile, count: usize) {
-    macro_rules! rows {
-        ($format:ident, $($mr:literal)*) => {
-            match count {
-                $($mr => unsafe { kernel::<$format, $mr>(t) },)*
-                _ => unreachable!("a block has 1 to 6 rows: this is a bug"),
-            }
-        };
-    }
-    // SAFETY: the caller's promise.
+/// Largest weight as stored; [`Dots`] has what 255 means.
+const fn largest(format: u8) -> i32 {
     match format {
-        Format::Q8_0 => rows!(Q8_0, 1 2 3 4 5 6),
-        Format::Q4_0 => rows!(Q4_0, 1 2 3 4 5 6),
-        Format::Q4_1 => rows!(Q4_1, 1 2 3 4 5 6),
-        Format::Q6K => rows!(Q6K, 1 2 3 4 5 6),
-        _ => unreachable!("{format} is not multiplied in int8: this is a bug"),
+        Q8_0 => 255,
+        Q6K => 63,
+        _ => 15,
+    }
+}
+
+/// Which registers and instructions multiply.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Instructions {
+    Vnni512,
+    Pairs512,
+    Vnni256,
+    Pairs256,
+}
+
+impl Instructions {
+    /// Those of a path; `None` where it multiplies in f32.
+    pub(super) fn of(isa: Isa) -> Option<Self> {
+        match isa {
+            Isa::Avx512Bf16Vnni | Isa::Avx512Vnni => Some(Self::Vnni512),
+            Isa::Avx512 => Some(Self::Pairs512),
+            Isa::Avx2Vnni => Some(Self::Vnni256),
+            Isa::Avx2 => Some(Self::Pairs256),
+            Isa::Portable => None,
+        }
     }
 }
 
 /// # Safety
+/// The machine has the instructions; the pointers of `t` are as [`Tile`] says, for `count` rows.
+pub(super) unsafe fn run(instructions: Instructions, format: Format, t: &Tile, count: usize) {
+    macro_rules! rows {
+        ($entry:ident, $format:ident, $($mr:literal $nr:literal),*) => {
+            match count {
+                $($mr => unsafe { $entry::<$format, $mr, $nr>(t) },)*
+                _ => unreachable!("a block has 1 to 6 rows: this is a bug"),
+            }
+        };
+    }
+    macro_rules! formats {
+        ($entry:ident, $($tiles:tt)*) => {
+            match format {
+                Format::Q8_0 => rows!($entry, Q8_0, $($tiles)*),
+                Format::Q4_0 => rows!($entry, Q4_0, $($tiles)*),
+                Format::Q4_1 => rows!($entry, Q4_1, $($tiles)*),
+                Format::Q6K => rows!($entry, Q6K, $($tiles)*),
+                _ => unreachable!("{format} is not multiplied in int8: this is a bug"),
+            }
+        };
+    }
+    // SAFETY: the caller's promise.
+    match instructions {
+        Instructions::Vnni512 => formats!(vnni512, 1 2, 2 2, 3 2, 4 2, 5 2, 6 2),
+        Instructions::Pairs512 => formats!(pairs512, 1 2, 2 2, 3 2, 4 2, 5 2, 6 2),
+        Instructions::Vnni256 => formats!(vnni256, 1 4, 2 4, 3 2, 4 2, 5 2, 6 2),
+        Instructions::Pairs256 => formats!(pairs256, 1 4, 2 4, 3 2, 4 2, 5 2, 6 2),
+    }
+}
+
+macro_rules! entry {
+    ($name:ident, $dots:ident, $features:literal) => {
+        /// # Safety
+        /// As [`run`].
+        #[target_feature(enable = $features)]
+        unsafe fn $name<const F: u8, const MR: usize, const NR: usize>(t: &Tile) {
+            for line in (0..COLUMNS / $dots::COLUMNS).step_by(NR) {
+                // SAFETY: the caller's promise; lines of the panel.
+                unsafe { kernel::<$dots, F, MR, NR>(t, line) }
+            }
+        }
+    };
+}
+
+entry!(vnni512, Vnni512, "avx512f,avx512bw,avx512vl,avx512vnni");
+entry!(pairs512, Pairs512, "avx512f,avx512bw,avx512vl");
+entry!(vnni256, Vnni256, "avx2,fma,f16c,avxvnni");
+entry!(pairs256, Pairs256, "avx2,fma,f16c");
+
+/// Lines `line..line + NR` of the panel.
+///
+/// # Safety
 /// As [`run`].
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-unsafe fn kernel<const F: u8, const MR: usize>(t: &Tile) {
-    // SAFETY: the panel and the block hold `groups` groups; stores are masked to `columns`.
+#[inline(always)]
+unsafe fn kernel<D: Dots, const F: u8, const MR: usize, const NR: usize>(t: &Tile, line: usize) {
+    // SAFETY: the panel and the block hold `groups` groups; stores end at `columns`.
     unsafe {
         let (halves, groups_of_unit) = if F == Q6K { (2, 8) } else { (1, 1) };
-        let mut sum = [[_mm512_setzero_ps(); 2]; MR];
+        let (largest, quads) = (largest(F), 8 / halves);
+        let depth = D::depth(largest).min(quads);
+        let mut sum = [[D::all(0.0); NR]; MR];
         let (mut rows, mut weights) = (t.rows.cast::<i32>(), t.weights);
         let groups = t.units * groups_of_unit;
-        let mut fetch = (t.fetch.from, t.fetch.lines);
+        let mut fetch = (t.fetch.from, if line == 0 { t.fetch.lines } else { 0 });
         let lines_a_group = t.fetch.lines.div_ceil(groups);
         for g in 0..groups {
             for _ in 0..lines_a_group.min(fetch.1) {
@@ -99,32 +165,48 @@ unsafe fn kernel<const F: u8, const MR: usize>(t: &Tile) {
             let start = rows.add(8 * MR); // [half][row]
             let row_scales = start.add(halves * MR).cast::<f32>();
             for h in 0..halves {
-                let mut dot = [[_mm512_setzero_si512(); 2]; MR];
+                let mut dot = [[D::begin(0); NR]; MR];
                 if F != Q4_1 {
                     for (r, dot) in dot.iter_mut().enumerate() {
-                        *dot = [_mm512_set1_epi32(start.add(h * MR + r).read_unaligned()); 2];
+                        *dot = [D::begin(start.add(h * MR + r).read_unaligned()); NR];
                     }
                 }
-                for quad in h * 8 / halves..(h + 1) * 8 / halves {
-                    let w = [quad_of::<F>(weights, quad, 0), quad_of::<F>(weights, quad, 1)];
-                    for (r, dot) in dot.iter_mut().enumerate() {
-                        let x = _mm512_set1_epi32(rows.add(quad * MR + r).read_unaligned());
-                        for (dot, w) in dot.iter_mut().zip(w) {
-                            *dot = _mm512_dpbusd_epi32(*dot, w, x);
+                for run in 0..quads / depth {
+                    let mut partial = dot;
+                    for partial in partial.as_flattened_mut() {
+                        *partial = D::partial(*partial);
+                    }
+                    for quad in h * quads + run * depth..h * quads + (run + 1) * depth {
+                        let mut w = [D::weights(D::splat(0), largest); NR];
+                        for (n, w) in w.iter_mut().enumerate() {
+                            *w = D::weights(quad_of::<D, F>(weights, quad, line + n), largest);
+                        }
+                        for (r, partial) in partial.iter_mut().enumerate() {
+                            let x = D::splat(rows.add(quad * MR + r).read_unaligned());
+                            for (partial, w) in partial.iter_mut().zip(w) {
+                                *partial = D::multiply(*partial, w, x, largest);
+                            }
                         }
                     }
+                    for (dot, partial) in dot.as_flattened_mut().iter_mut().zip(partial.as_flattened()) {
+                        *dot = D::widen(*dot, *partial);
+                    }
                 }
-                for n in 0..2 {
-                    let scale = scale_of::<F>(weights, g, h, n);
+                for n in 0..NR {
+                    let scale = scale_of::<D, F>(weights, g, h, line + n);
                     for (r, (sum, dot)) in sum.iter_mut().zip(&dot).enumerate() {
-                        let scale = _mm512_mul_ps(scale, _mm512_set1_ps(row_scales.add(r).read_unaligned()));
-                        sum[n] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot[n]), scale, sum[n]);
+                        let scale = D::mul(scale, D::all(row_scales.add(r).read_unaligned()));
+                        let mut dot = dot[n];
+                        if F != Q4_1 {
+                            dot = D::end(dot, start.add(h * MR + r).read_unaligned(), largest);
+                        }
+                        sum[n] = D::fma(D::float(dot), scale, sum[n]);
                     }
                     if F == Q4_1 {
-                        let minimum = _mm512_cvtph_ps(_mm256_loadu_si256(weights.add(NIBBLES + 64 + n * 32).cast()));
+                        let minimum = D::of_halves(weights.add(NIBBLES + 64 + (line + n) * D::COLUMNS * 2));
                         for (r, sum) in sum.iter_mut().enumerate() {
-                            let total = _mm512_set1_ps(start.add(r).cast::<f32>().read_unaligned());
-                            sum[n] = _mm512_fmadd_ps(total, minimum, sum[n]);
+                            let total = D::all(start.add(r).cast::<f32>().read_unaligned());
+                            sum[n] = D::fma(total, minimum, sum[n]);
                         }
                     }
                 }
@@ -138,46 +220,48 @@ unsafe fn kernel<const F: u8, const MR: usize>(t: &Tile) {
             });
         }
         for (r, sum) in sum.into_iter().enumerate() {
-            store(t, r, sum);
+            for (n, sum) in sum.into_iter().enumerate() {
+                let column = (line + n) * D::COLUMNS;
+                D::store(t.out.wrapping_add(r * t.stride + column), t.columns.saturating_sub(column), sum);
+            }
         }
     }
 }
 
-/// 16 columns x 4 k, unsigned.
+/// [`Dots::COLUMNS`] columns x 4 k of line `n`, unsigned.
 ///
 /// # Safety
 /// `group` starts a group of 32 k.
-#[target_feature(enable = "avx512f,avx512bw")]
-unsafe fn quad_of<const F: u8>(group: *const u8, quad: usize, n: usize) -> __m512i {
+#[inline(always)]
+unsafe fn quad_of<D: Dots, const F: u8>(group: *const u8, quad: usize, n: usize) -> D::Ints {
     // SAFETY: lines of the group.
     unsafe {
-        let line = |at: usize| _mm512_loadu_si512(group.add(at + n * 64).cast());
+        let group = group.add(n * D::COLUMNS * 4);
         if F == Q8_0 {
-            return line(quad * 128);
+            return D::load(group.add(quad * 128));
         }
-        let both = line(quad % 4 * 128);
-        let nibbles = if quad < 4 { both } else { _mm512_srli_epi16::<4>(both) };
-        let nibbles = _mm512_and_si512(nibbles, _mm512_set1_epi8(15));
+        let both = D::load(group.add(quad % 4 * 128));
+        let nibbles = D::and(if quad < 4 { both } else { D::right::<4>(both) }, D::splat(0x0f0f_0f0f));
         if F != Q6K {
             return nibbles;
         }
-        let pairs = line(NIBBLES + quad / 4 * 128);
+        let pairs = D::load(group.add(NIBBLES + quad / 4 * 128));
         let pairs = match quad % 4 {
-            0 => _mm512_slli_epi16::<4>(pairs),
-            1 => _mm512_slli_epi16::<2>(pairs),
+            0 => D::left::<4>(pairs),
+            1 => D::left::<2>(pairs),
             2 => pairs,
-            _ => _mm512_srli_epi16::<2>(pairs),
+            _ => D::right::<2>(pairs),
         };
-        _mm512_or_si512(nibbles, _mm512_and_si512(pairs, _mm512_set1_epi8(0x30)))
+        D::or(nibbles, D::and(pairs, D::splat(0x3030_3030)))
     }
 }
 
-/// The weights' scales of 16 columns, for half `h` of group `g` of its panel.
+/// The weights' scales of line `n`, for half `h` of group `g` of its panel.
 ///
 /// # Safety
 /// `group` starts group `g`.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-unsafe fn scale_of<const F: u8>(group: *const u8, g: usize, h: usize, n: usize) -> __m512 {
+#[inline(always)]
+unsafe fn scale_of<D: Dots, const F: u8>(group: *const u8, g: usize, h: usize, n: usize) -> D::Floats {
     // SAFETY: scales of the group, and of its unit.
     unsafe {
         let at = match F {
@@ -185,46 +269,50 @@ unsafe fn scale_of<const F: u8>(group: *const u8, g: usize, h: usize, n: usize) 
             Q6K => (8 - g % 8) * Q6K_GROUP,
             _ => NIBBLES,
         };
-        let scale = _mm512_cvtph_ps(_mm256_loadu_si256(group.add(at + n * 32).cast()));
+        let scale = D::of_halves(group.add(at + n * D::COLUMNS * 2));
         if F != Q6K {
             return scale;
         }
-        let own = _mm_loadu_si128(group.add(NIBBLES + 256 + h * 32 + n * 16).cast());
-        _mm512_mul_ps(scale, _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(own)))
+        D::mul(scale, D::of_bytes(group.add(NIBBLES + 256 + h * COLUMNS + n * D::COLUMNS)))
     }
 }
 
 /// Quantises and interleaves one block of rows.
 ///
 /// # Safety
-/// The machine has the path `avx512-bf16-vnni`; `inner` is whole groups, `out` has room for `count` rows.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+/// The machine has AVX2; `inner` is whole groups, `out` has room for `count` rows.
+#[target_feature(enable = "avx2,fma,f16c")]
 pub(in crate::cpu) unsafe fn pack_block(x: &[f32], inner: usize, count: usize, tail: Tail, out: *mut u8) {
     // SAFETY: groups of 32 values of each row; `out` as the head of this file says.
     unsafe {
         let group_bytes = count * (32 + tail.bytes());
+        let ones = _mm256_set1_epi8(1);
+        let mut words = [0i32; 8];
         for row in 0..count {
             for g in 0..inner / 32 {
                 let x = x.as_ptr().add(row * inner + g * 32);
                 let to = out.add(g * group_bytes).cast::<i32>();
-                let v = [_mm512_loadu_ps(x), _mm512_loadu_ps(x.add(16))];
+                let v = [0, 8, 16, 24].map(|i| _mm256_loadu_ps(x.add(i)));
                 // Compared as integers, so that a NaN is the largest and reaches the result through the scale.
-                let bits = v.map(|v| _mm512_castps_si512(_mm512_abs_ps(v)));
-                let largest = f32::from_bits(_mm512_reduce_max_epu32(_mm512_max_epu32(bits[0], bits[1])));
+                let bits = v.map(|v| _mm256_and_si256(_mm256_castps_si256(v), _mm256_set1_epi32(i32::MAX)));
+                let most = _mm256_max_epu32(_mm256_max_epu32(bits[0], bits[1]), _mm256_max_epu32(bits[2], bits[3]));
+                let most = _mm_max_epu32(_mm256_castsi256_si128(most), _mm256_extracti128_si256::<1>(most));
+                let most = _mm_max_epu32(most, _mm_shuffle_epi32::<0b_01_00_11_10>(most));
+                let most = _mm_max_epu32(most, _mm_shuffle_epi32::<0b_10_11_00_01>(most));
+                let largest = f32::from_bits(_mm_cvtsi128_si32(most) as u32);
                 let scale = largest * (1.0 / 127.0);
-                let inverse = _mm512_set1_ps(if largest > 1e-30 { 127.0 / largest } else { 0.0 });
-                let mut sums = [0i32; 2];
-                for b in 0..2 {
-                    let q = _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(_mm512_mul_ps(v[b], inverse)));
-                    let sum = _mm_dpbusd_epi32(_mm_setzero_si128(), _mm_set1_epi8(1), q);
-                    let sum = _mm_add_epi32(sum, _mm_shuffle_epi32::<0b_01_00_11_10>(sum));
-                    let sum = _mm_add_epi32(sum, _mm_shuffle_epi32::<0b_10_11_00_01>(sum));
-                    sums[b] = _mm_cvtsi128_si32(sum);
-                    let to = to.add(b * 4 * count + row);
-                    to.write_unaligned(_mm_extract_epi32::<0>(q));
-                    to.add(count).write_unaligned(_mm_extract_epi32::<1>(q));
-                    to.add(count * 2).write_unaligned(_mm_extract_epi32::<2>(q));
-                    to.add(count * 3).write_unaligned(_mm_extract_epi32::<3>(q));
+                let inverse = _mm256_set1_ps(if largest > 1e-30 { 127.0 / largest } else { 0.0 });
+                let q = v.map(|v| _mm256_cvtps_epi32(_mm256_mul_ps(v, inverse)));
+                let q = _mm256_packs_epi16(_mm256_packs_epi32(q[0], q[1]), _mm256_packs_epi32(q[2], q[3]));
+                // Packing works in halves of a register: quads 0 2 4 6, then 1 3 5 7.
+                let q = _mm256_permutevar8x32_epi32(q, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+                let sums = _mm256_madd_epi16(_mm256_maddubs_epi16(ones, q), _mm256_set1_epi16(1));
+                let sums = _mm256_add_epi32(sums, _mm256_shuffle_epi32::<0b_01_00_11_10>(sums));
+                let sums = _mm256_add_epi32(sums, _mm256_shuffle_epi32::<0b_10_11_00_01>(sums));
+                let sums = [_mm256_extract_epi32::<0>(sums), _mm256_extract_epi32::<4>(sums)];
+                _mm256_storeu_si256(words.as_mut_ptr().cast(), q);
+                for (i, word) in words.iter().enumerate() {
+                    to.add(i * count + row).write_unaligned(*word);
                 }
                 let sum = sums[0] + sums[1];
                 let words = match tail {

@@ -26,7 +26,7 @@ fn products_are_right() {
             #[cfg(target_arch = "x86_64")]
             Kernel::Bf16 => BF16,
             #[cfg(target_arch = "x86_64")]
-            Kernel::Int8 => INT8,
+            Kernel::Int8(_) => INT8,
             _ => SUM,
         };
         assert!(error < tolerance, "{}: {error:e}", case.name);
@@ -45,6 +45,30 @@ fn products_of_activations_on_the_grid_are_exact_sums() {
         let error = case.error(&x, 9);
         assert!(error < SUM, "{}: {error:e}", case.name);
     });
+}
+
+/// Integer sums are exact and the groups are folded in one order, so instruction sets cannot be told apart.
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn all_instruction_sets_give_the_same_bits_in_int8() {
+    let pool = Pool::new(2, 100).expect("threads start");
+    let paths: Vec<Isa> = Isa::paths().into_iter().filter(|isa| int8::Instructions::of(*isa).is_some()).collect();
+    for format in Format::ALL.into_iter().filter(|f| f.is_quantised()) {
+        for (out, inner) in [(65, 256), (40, 768), (96, 2048)] {
+            let mut x = noise(7 * inner, 11);
+            x.iter_mut().step_by(193).for_each(|v| *v *= 30.0);
+            let t = extreme(tensor(format, out, inner));
+            let products = paths.iter().map(|isa| {
+                let matrix = Matrix::pack(&pool, &t, format, *isa, Precision::Native).expect("packs");
+                let bits: Vec<u32> = multiply(&matrix, &pool, &x, 7).iter().map(|v| v.to_bits()).collect();
+                bits
+            });
+            let products: Vec<_> = products.collect();
+            for (isa, got) in paths.iter().zip(&products) {
+                assert!(*got == products[0], "{} is not {} in {format} [{out}, {inner}]", isa.name(), paths[0].name());
+            }
+        }
+    }
 }
 
 /// A row's result is the same bits alone and at every place of every batch, with one thread and with several.
@@ -221,6 +245,24 @@ fn tensor(format: Format, out: usize, inner: usize) -> HostTensor<'static> {
         format::encode(format, &values)
     };
     HostTensor::new("w", [out, inner], format, bytes).expect("whole")
+}
+
+/// The same with the first rows' weights all ones or all zeros in storage, the largest sums there are.
+fn extreme(t: HostTensor<'static>) -> HostTensor<'static> {
+    let scales = match t.format {
+        Format::Q6K => 192..210,
+        Format::Q4_1 => 0..4,
+        _ => 0..2,
+    };
+    let mut bytes = t.bytes.into_owned();
+    let row_bytes = bytes.len() / t.shape.dims()[0];
+    for (i, block) in bytes[..4 * row_bytes].chunks_mut(t.format.block_bytes()).enumerate() {
+        let fill = if t.format == Format::Q8_0 { [0x80, 0x7f] } else { [0xff, 0] };
+        for (_, b) in block.iter_mut().enumerate().filter(|(at, _)| !scales.contains(at)) {
+            *b = fill[i % 2];
+        }
+    }
+    HostTensor::new(t.name, t.shape, t.format, bytes).expect("as long as before")
 }
 
 /// Bell-shaped around zero, below 1.5.

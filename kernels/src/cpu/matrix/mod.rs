@@ -7,10 +7,10 @@
 //!
 //! | path | f32, f16 | bf16 | q8_0, q4_0, q4_1, q6_k |
 //! |---|---|---|---|
-//! | `avx512-bf16-vnni`, native | f32 | bf16 products (`bf16.rs`) | int8 products (`int8.rs`) |
-//! | `avx512-bf16-vnni`, exact; `avx512` | f32 (`avx512.rs`) | f32 | f32 |
-//! | `avx2` | f32 (`avx2.rs`) | f32 | f32 |
-//! | `portable` | f32 (`portable.rs`) | f32 | f32 |
+//! | `avx512-bf16-vnni` | f32 (`avx512.rs`) | bf16 products (`bf16.rs`) | int8 products (`int8.rs`) |
+//! | `avx512-vnni`, `avx512` | f32 | f32 | int8 products |
+//! | `avx2-vnni`, `avx2` | f32 (`avx2.rs`) | f32 | int8 products |
+//! | `portable`; every path, exact | f32 (`portable.rs`) | f32 | f32 |
 //!
 //! "f32" multiplies f32 activations by exactly decoded weights: relative error of the sum only, below 1e-6 of the
 //! product's norm at the sizes tested.
@@ -24,6 +24,8 @@ pub(super) mod int8;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod dots;
 #[cfg(test)]
 mod laws;
 mod panel;
@@ -57,7 +59,7 @@ enum Kernel {
     #[cfg(target_arch = "x86_64")]
     Bf16,
     #[cfg(target_arch = "x86_64")]
-    Int8,
+    Int8(int8::Instructions),
 }
 
 impl Matrix {
@@ -129,7 +131,7 @@ impl Matrix {
             #[cfg(target_arch = "x86_64")]
             Kernel::Bf16 => (RowKind::Bf16, bf16::BLOCK_ROWS),
             #[cfg(target_arch = "x86_64")]
-            Kernel::Int8 => (RowKind::Int8(int8::Tail::of(self.format)), int8::BLOCK_ROWS),
+            Kernel::Int8(_) => (RowKind::Int8(int8::Tail::of(self.format)), int8::BLOCK_ROWS),
         };
         RowLayout { kind, inner: self.inner, block_rows }
     }
@@ -172,7 +174,7 @@ impl Matrix {
                         #[cfg(target_arch = "x86_64")]
                         Kernel::Bf16 => bf16::run(&tile, count),
                         #[cfg(target_arch = "x86_64")]
-                        Kernel::Int8 => int8::run(self.format, &tile, count),
+                        Kernel::Int8(instructions) => int8::run(instructions, self.format, &tile, count),
                     }
                 }
             }
@@ -226,16 +228,20 @@ impl Matrix {
 
 impl Kernel {
     fn of(isa: Isa, format: Format, precision: Precision) -> Self {
+        #[cfg(target_arch = "x86_64")]
+        if precision == Precision::Native {
+            match int8::Instructions::of(isa) {
+                Some(instructions) if format.is_quantised() => return Self::Int8(instructions),
+                _ if format == Format::Bf16 && isa == Isa::Avx512Bf16Vnni => return Self::Bf16,
+                _ => {}
+            }
+        }
         match isa {
             Isa::Portable => Self::Portable,
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => Self::Avx2,
+            Isa::Avx2 | Isa::Avx2Vnni => Self::Avx2,
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512Bf16Vnni if precision == Precision::Native && format == Format::Bf16 => Self::Bf16,
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx512Bf16Vnni if precision == Precision::Native && format.is_quantised() => Self::Int8,
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 | Isa::Avx512Bf16Vnni => Self::Avx512,
+            Isa::Avx512 | Isa::Avx512Vnni | Isa::Avx512Bf16Vnni => Self::Avx512,
             #[cfg(not(target_arch = "x86_64"))]
             _ => unreachable!("{} for {format} {precision:?} is not available here: this is a bug", isa.name()),
         }
