@@ -61,16 +61,19 @@ pub enum Format {
     Q4_1,
     /// 256 values: 128 bytes low nibbles, 64 bytes high pairs, 16 x i8 scales, f16 super-scale.
     Q6K,
+    /// 32 values: E8M0 scale (`2^(e - 127)`), 16 bytes of E2M1 codes (low nibbles first half).
+    Mxfp4,
 }
 
 impl Format {
-    pub const ALL: [Self; 7] = [Self::F32, Self::F16, Self::Bf16, Self::Q8_0, Self::Q4_0, Self::Q4_1, Self::Q6K];
+    pub const ALL: [Self; 8] =
+        [Self::F32, Self::F16, Self::Bf16, Self::Q8_0, Self::Q4_0, Self::Q4_1, Self::Q6K, Self::Mxfp4];
 
     /// Values a block holds; 1 for plain element types.
     pub const fn block_len(self) -> usize {
         match self {
             Self::F32 | Self::F16 | Self::Bf16 => 1,
-            Self::Q8_0 | Self::Q4_0 | Self::Q4_1 => 32,
+            Self::Q8_0 | Self::Q4_0 | Self::Q4_1 | Self::Mxfp4 => 32,
             Self::Q6K => 256,
         }
     }
@@ -84,6 +87,7 @@ impl Format {
             Self::Q4_0 => 18,
             Self::Q4_1 => 20,
             Self::Q6K => 210,
+            Self::Mxfp4 => 17,
         }
     }
 
@@ -108,6 +112,7 @@ impl Format {
             Self::Q4_0 => "q4_0",
             Self::Q4_1 => "q4_1",
             Self::Q6K => "q6_k",
+            Self::Mxfp4 => "mxfp4",
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Owns the meaning of every storage format: blocks to f32 and back, one obvious loop each. Kernels are checked
 //! against this file; nothing on a hot path calls it.
 //!
-//! Source: the GGUF specification and ggml's block layouts. Exact for plain types, q8_0 and q4_0 (one product);
+//! Source: the GGUF specification and ggml's block layouts. Exact for plain types, q8_0, q4_0 and mxfp4 (one product);
 //! q4_1 and q6_k round as written here: `q * scale + minimum` and `scale * block_scale * q` in f32.
 
 use half::{bf16, f16};
@@ -31,7 +31,19 @@ pub fn decode(format: Format, bytes: &[u8], out: &mut [f32]) {
             nibbles(&b[4..], o, |q| f32::from(q) * scale + minimum);
         }),
         Format::Q6K => blocks.for_each(|(b, o)| q6k(b, o)),
+        Format::Mxfp4 => blocks.for_each(|(b, o)| {
+            let scale = mxfp4_scale(b[0]);
+            nibbles(&b[1..], o, |q| f32::from(MXFP4_CODES[usize::from(q)]) * scale);
+        }),
     }
+}
+
+/// Twice the values of the E2M1 codes, so that they are integers.
+pub const MXFP4_CODES: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
+
+/// What [`MXFP4_CODES`] are multiplied by: half of the E8M0 scale, `2^(e - 128)`, exact down to its subnormal end.
+pub fn mxfp4_scale(e: u8) -> f32 {
+    f32::from_bits(if e < 2 { 0x0020_0000 << e } else { u32::from(e - 1) << 23 })
 }
 
 /// Encodes `values` as `format`: plain types rounded to nearest even, block formats as ggml's reference quantiser does
@@ -66,6 +78,12 @@ pub fn encode(format: Format, values: &[f32]) -> Vec<u8> {
             let q = |v: f32| ((v - low) * inverse + 0.5).clamp(0.0, 15.0) as u8;
             out.extend((0..16).map(|i| q(v[i]) | q(v[i + 16]) << 4));
         }),
+        Format::Mxfp4 => values.chunks_exact(32).for_each(|v| {
+            let e = mxfp4_exponent(largest(v).abs());
+            let inverse = 1.0 / mxfp4_scale(e);
+            out.push(e);
+            out.extend((0..16).map(|i| mxfp4_code(v[i] * inverse) | mxfp4_code(v[i + 16] * inverse) << 4));
+        }),
         Format::Q6K => panic!("nothing encodes q6_k: this is a bug"),
     }
     out
@@ -73,6 +91,19 @@ pub fn encode(format: Format, values: &[f32]) -> Vec<u8> {
 
 fn half_at(bytes: &[u8], at: usize) -> f32 {
     f16::from_le_bytes([bytes[at], bytes[at + 1]]).to_f32()
+}
+
+/// The E8M0 scale under which `largest` is at most 7 steps of one, of which the last is clipped to 6.
+fn mxfp4_exponent(largest: f32) -> u8 {
+    let exponent = (largest.to_bits() >> 23) as i32 - 2; // largest is in 4 to 8 scales
+    let clipped = f64::from(largest) > 7.0 * 2f64.powi(exponent - 127);
+    (exponent + i32::from(clipped)).clamp(2, 252) as u8
+}
+
+/// The nearest of [`MXFP4_CODES`], ties to the lower code.
+fn mxfp4_code(v: f32) -> u8 {
+    let off = |code: u8| (f32::from(MXFP4_CODES[usize::from(code)]) - v).abs();
+    (1..16).fold(0, |best, code| if off(code) < off(best) { code } else { best })
 }
 
 /// Low nibbles are the first half of the block, high nibbles the second.

@@ -8,6 +8,7 @@ use dualgauge_kernels::Backend;
 use crate::config::{Keys, eos};
 use crate::family::Family;
 use crate::loader::{Loader, WeightDtype, Weights};
+use crate::quant::Quantised;
 use crate::source::{Gguf, Safetensors, file_name, read_text};
 use crate::{Config, Error, Model, Result, Text};
 
@@ -87,6 +88,7 @@ impl Checkpoint {
             return Err(Error::file(CONFIG, "not found in the model folder; a folder needs it beside its safetensors"));
         };
         let keys = Keys::parse(CONFIG, &text)?;
+        let quantised = keys.object("quantization_config")?;
         let architectures = keys.texts("architectures")?.unwrap_or_default();
         let family = Family::of_config(&architectures, keys.text("model_type")?)?;
         let mut config = Config::new(keys, family)?;
@@ -96,7 +98,11 @@ impl Checkpoint {
                 config.eos = ids;
             }
         }
-        let weights = Weights::Safetensors(Safetensors::open(folder)?);
+        let files = Safetensors::open(folder)?;
+        let weights = match quantised {
+            Some(keys) => Weights::Quantised(Quantised::new(files, &keys)?),
+            None => Weights::Safetensors(files),
+        };
         // A folder given as `.` has a name, too.
         let name = std::fs::canonicalize(folder).map_or_else(|_| file_name(folder), |path| file_name(&path));
         Ok(Self { name, config, family, weights, path: folder.to_path_buf() })

@@ -49,12 +49,6 @@ impl Config {
     /// The first key that is missing, out of range or at odds with another, with the name of the file.
     pub(crate) fn new(keys: Keys, family: &Family) -> Result<Self> {
         let keys = keys.over(family.defaults);
-        if keys.states("quantization_config") {
-            let method = keys.object("quantization_config")?.unwrap_or_default();
-            let method = method.text("quant_method")?.unwrap_or("unnamed").to_string();
-            let reason = format!("the format {method:?} is not supported; use a bf16, f16, f32 or GGUF checkpoint");
-            return Err(keys.fail("quantization_config", reason));
-        }
         let (hidden, heads) = (keys.size("hidden_size")?, keys.size("num_attention_heads")?);
         let kv_heads = keys.maybe_size("num_key_value_heads")?.unwrap_or(heads);
         if !heads.is_multiple_of(kv_heads) {

@@ -9,6 +9,7 @@ mod families;
 mod family;
 mod loader;
 mod model;
+mod quant;
 pub mod source;
 pub mod text;
 

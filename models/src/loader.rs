@@ -6,6 +6,7 @@ use std::collections::HashMap;
 
 use dualgauge_kernels::{Backend, Format, HostTensor, Shape, Weight};
 
+use crate::quant::Quantised;
 use crate::source::{Gguf, Safetensors, random::Random};
 use crate::{Error, Result};
 
@@ -23,6 +24,7 @@ pub enum WeightDtype {
 /// Where tensors come from.
 pub(crate) enum Weights {
     Safetensors(Safetensors),
+    Quantised(Quantised),
     Gguf(Gguf),
     Random(Random),
 }
@@ -32,6 +34,7 @@ impl Weights {
     pub(crate) fn bytes(&self) -> u64 {
         match self {
             Self::Safetensors(files) => files.bytes(),
+            Self::Quantised(parts) => parts.files().bytes(),
             Self::Gguf(file) => file.bytes(),
             Self::Random(_) => 0,
         }
@@ -40,6 +43,7 @@ impl Weights {
     fn contains(&self, name: &str) -> bool {
         match self {
             Self::Safetensors(files) => files.contains(name),
+            Self::Quantised(parts) => parts.contains(name),
             Self::Gguf(file) => file.tensor(name).is_some(),
             Self::Random(random) => random.contains(name),
         }
@@ -48,6 +52,7 @@ impl Weights {
     fn tensor(&self, name: &str, shape: &[usize]) -> Result<Option<HostTensor<'_>>> {
         match self {
             Self::Safetensors(files) => files.tensor(name),
+            Self::Quantised(parts) => parts.tensor(name),
             Self::Gguf(file) => Ok(file.tensor(name)),
             Self::Random(random) => Ok(Some(random.tensor(name, shape))),
         }
@@ -56,6 +61,7 @@ impl Weights {
     fn release(&self, name: &str) {
         match self {
             Self::Safetensors(files) => files.release(name),
+            Self::Quantised(parts) => parts.release(name),
             Self::Gguf(file) => file.release(name),
             Self::Random(_) => {}
         }
@@ -64,6 +70,7 @@ impl Weights {
     fn file(&self, name: &str) -> &str {
         match self {
             Self::Safetensors(files) => files.file(name),
+            Self::Quantised(parts) => parts.file(name),
             Self::Gguf(file) => file.name(),
             Self::Random(_) => "random",
         }

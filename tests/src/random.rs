@@ -69,6 +69,10 @@ impl Random {
 
     fn block(&mut self, format: Format, deviation: f32) -> Vec<u8> {
         let mut bytes: Vec<u8> = (0..format.block_bytes()).map(|_| self.bits() as u8).collect();
+        if format == Format::Mxfp4 {
+            bytes[0] = (127.0 + (deviation / 3.0).log2()).round() as u8 - (self.bits() & 1) as u8;
+            return bytes;
+        }
         // Where the scales lie, and how large codes are in the middle.
         let (scale_at, codes) = match format {
             Format::Q8_0 => (0, 74.0),

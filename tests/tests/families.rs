@@ -77,7 +77,7 @@ impl Golden {
             serde_json::from_str(&fs::read_to_string(self.folder.join("config.json")).unwrap()).unwrap();
         let name = config["architectures"][0].as_str().unwrap();
         let known = FAMILIES.iter().any(|f| f.architectures.contains(&name));
-        known && config.get("quantization_config").is_none()
+        known && matches!(config["quantization_config"]["quant_method"].as_str(), None | Some("mxfp4"))
     }
 
     fn prompts(&self) -> Vec<Prompt> {

@@ -15,4 +15,5 @@ pub use gguf::Gguf;
 pub use locate::{DEFAULT_PRESET, Locations, Report, locate};
 pub(crate) use mapping::{file_name, read_text};
 pub use metadata::{Metadata, MetadataValue};
+pub(crate) use safetensors::Part;
 pub use safetensors::Safetensors;

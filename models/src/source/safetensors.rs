@@ -30,6 +30,13 @@ struct Entry {
     range: Range<usize>,
 }
 
+/// A tensor as it lies in its file, of whatever element type.
+pub(crate) struct Part<'a> {
+    pub(crate) dtype: Dtype,
+    pub(crate) shape: &'a [usize],
+    pub(crate) bytes: &'a [u8],
+}
+
 impl Safetensors {
     /// Maps `model.safetensors` of a folder, or the shards its index names.
     ///
@@ -100,6 +107,12 @@ impl Safetensors {
         let bytes = &self.shards[entry.shard].bytes()[entry.range.clone()];
         let tensor = HostTensor::new(key.as_str(), entry.shape.as_slice(), format, bytes);
         Ok(Some(tensor.expect("lengths were checked at open: this is a bug")))
+    }
+
+    pub(crate) fn part(&self, name: &str) -> Option<Part<'_>> {
+        let entry = self.tensors.get(name)?;
+        let bytes = &self.shards[entry.shard].bytes()[entry.range.clone()];
+        Some(Part { dtype: entry.dtype, shape: &entry.shape, bytes })
     }
 
     pub(crate) fn release(&self, name: &str) {

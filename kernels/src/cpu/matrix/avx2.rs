@@ -20,6 +20,7 @@ const Q8_0: u8 = Format::Q8_0 as u8;
 const Q4_0: u8 = Format::Q4_0 as u8;
 const Q4_1: u8 = Format::Q4_1 as u8;
 const Q6K: u8 = Format::Q6K as u8;
+const MXFP4: u8 = Format::Mxfp4 as u8;
 
 /// # Safety
 /// The machine has the path `avx2`; the pointers of `t` are as [`Tile`] says, for `count` rows.
@@ -46,6 +47,7 @@ pub(super) unsafe fn run(format: Format, t: &Tile, count: usize) {
         Format::Q4_0 => rows!(blocks, Q4_0),
         Format::Q4_1 => rows!(blocks, Q4_1),
         Format::Q6K => rows!(blocks, Q6K),
+        Format::Mxfp4 => rows!(blocks, MXFP4),
     }
 }
 
@@ -139,6 +141,7 @@ unsafe fn blocks<const F: u8, const MR: usize, const NR: usize>(t: &Tile, line: 
                 Q8_0 => unit_bytes(Format::Q8_0),
                 Q4_0 => unit_bytes(Format::Q4_0),
                 Q4_1 => unit_bytes(Format::Q4_1),
+                MXFP4 => unit_bytes(Format::Mxfp4),
                 _ => Q6K_GROUP + if g % 8 == 7 { 64 } else { 0 },
             });
         }
@@ -193,6 +196,10 @@ unsafe fn quad_of<const F: u8>(group: *const u8, quad: usize, n: usize) -> __m25
         }
         let shift = |v: __m256i, by: usize| _mm256_srl_epi16(v, _mm_cvtsi32_si128(by as i32));
         let nibbles = _mm256_and_si256(shift(line(quad % 4 * 128), quad / 4 * 4), _mm256_set1_epi8(15));
+        if F == MXFP4 {
+            let codes = _mm_setr_epi8(12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0);
+            return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(codes), nibbles);
+        }
         if F != Q6K {
             return nibbles;
         }
@@ -215,6 +222,10 @@ unsafe fn scale_of<const F: u8>(group: *const u8, g: usize, half: usize, n: usiz
             Q8_0 => (halves(1024), times(halves(1024), -128.0)),
             Q4_0 => (halves(NIBBLES), times(halves(NIBBLES), -8.0)),
             Q4_1 => (halves(NIBBLES), halves(NIBBLES + 64)),
+            MXFP4 => {
+                let scale = mxfp4_scale(group.add(NIBBLES + n * 8));
+                (scale, times(scale, -12.0))
+            }
             _ => {
                 let own = _mm_loadl_epi64(group.add(NIBBLES + 256 + half * 32 + n * 8).cast());
                 let whole = halves((8 - g % 8) * Q6K_GROUP);
@@ -223,4 +234,18 @@ unsafe fn scale_of<const F: u8>(group: *const u8, g: usize, half: usize, n: usiz
             }
         }
     }
+}
+
+/// Half of 8 E8M0 scales, as [`crate::format::mxfp4_scale`] has them.
+///
+/// # Safety
+/// 8 bytes at `from`.
+#[target_feature(enable = "avx2")]
+pub(super) unsafe fn mxfp4_scale(from: *const u8) -> __m256 {
+    // SAFETY: the caller's promise.
+    let e = _mm256_cvtepu8_epi32(unsafe { _mm_loadl_epi64(from.cast()) });
+    let normal = _mm256_slli_epi32::<23>(_mm256_sub_epi32(e, _mm256_set1_epi32(1)));
+    let small = _mm256_sllv_epi32(_mm256_set1_epi32(0x0020_0000), e);
+    let is_small = _mm256_cmpgt_epi32(_mm256_set1_epi32(2), e);
+    _mm256_castsi256_ps(_mm256_blendv_epi8(normal, small, is_small))
 }

@@ -21,6 +21,7 @@ const Q8_0: u8 = Format::Q8_0 as u8;
 const Q4_0: u8 = Format::Q4_0 as u8;
 const Q4_1: u8 = Format::Q4_1 as u8;
 const Q6K: u8 = Format::Q6K as u8;
+const MXFP4: u8 = Format::Mxfp4 as u8;
 
 /// # Safety
 /// The machine has the path `avx512`; the pointers of `t` are as [`Tile`] says, for `count` rows.
@@ -42,6 +43,7 @@ pub(super) unsafe fn run(format: Format, t: &Tile, count: usize) {
         Format::Q4_0 => rows!(blocks, Q4_0, 1 2 3 4 5 6 7 8),
         Format::Q4_1 => rows!(blocks, Q4_1, 1 2 3 4 5 6 7 8),
         Format::Q6K => rows!(blocks, Q6K, 1 2 3 4 5 6 7 8),
+        Format::Mxfp4 => rows!(blocks, MXFP4, 1 2 3 4 5 6 7 8),
     }
 }
 
@@ -141,6 +143,7 @@ unsafe fn blocks<const F: u8, const MR: usize>(t: &Tile) {
                 Q8_0 => unit_bytes(Format::Q8_0),
                 Q4_0 => unit_bytes(Format::Q4_0),
                 Q4_1 => unit_bytes(Format::Q4_1),
+                MXFP4 => unit_bytes(Format::Mxfp4),
                 _ => Q6K_GROUP + if g % 8 == 7 { 64 } else { 0 },
             });
         }
@@ -162,6 +165,9 @@ unsafe fn quad_of<const F: u8>(group: *const u8, quad: usize, n: usize) -> __m51
         }
         let shift = |v: __m512i, by: usize| _mm512_srl_epi16(v, _mm_cvtsi32_si128(by as i32));
         let nibbles = _mm512_and_si512(shift(line(quad % 4 * 128), quad / 4 * 4), _mm512_set1_epi8(15));
+        if F == MXFP4 {
+            return mxfp4_codes(nibbles);
+        }
         if F != Q6K {
             return nibbles;
         }
@@ -184,6 +190,10 @@ unsafe fn scales_of<const F: u8>(group: *const u8, g: usize, h: usize) -> ([__m5
             Q8_0 => (halves(1024), times(halves(1024), -128.0)),
             Q4_0 => (halves(NIBBLES), times(halves(NIBBLES), -8.0)),
             Q4_1 => (halves(NIBBLES), halves(NIBBLES + 64)),
+            MXFP4 => {
+                let scale = [0, 1].map(|n| mxfp4_scale(group.add(NIBBLES + n * 16)));
+                (scale, times(scale, -12.0))
+            }
             _ => {
                 let mut scale = halves((8 - g % 8) * Q6K_GROUP);
                 for (n, scale) in scale.iter_mut().enumerate() {
@@ -194,4 +204,24 @@ unsafe fn scales_of<const F: u8>(group: *const u8, g: usize, h: usize) -> ([__m5
             }
         }
     }
+}
+
+/// Nibbles to their codes' doubled values + 12.
+#[target_feature(enable = "avx512f,avx512bw")]
+fn mxfp4_codes(nibbles: __m512i) -> __m512i {
+    let codes = _mm_setr_epi8(12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0);
+    _mm512_shuffle_epi8(_mm512_broadcast_i32x4(codes), nibbles)
+}
+
+/// Half of 16 E8M0 scales, as [`crate::format::mxfp4_scale`] has them.
+///
+/// # Safety
+/// 16 bytes at `from`.
+#[target_feature(enable = "avx512f")]
+pub(super) unsafe fn mxfp4_scale(from: *const u8) -> __m512 {
+    // SAFETY: the caller's promise.
+    let e = _mm512_cvtepu8_epi32(unsafe { _mm_loadu_si128(from.cast()) });
+    let normal = _mm512_slli_epi32::<23>(_mm512_sub_epi32(e, _mm512_set1_epi32(1)));
+    let small = _mm512_cmplt_epi32_mask(e, _mm512_set1_epi32(2));
+    _mm512_castsi512_ps(_mm512_mask_sllv_epi32(normal, small, _mm512_set1_epi32(0x0020_0000), e))
 }

@@ -48,9 +48,14 @@ pub(super) trait Dots {
     unsafe fn left<const BY: u32>(a: Self::Ints) -> Self::Ints;
     unsafe fn right<const BY: u32>(a: Self::Ints) -> Self::Ints;
 
+    /// The bytes of `table` at indices below 16.
+    unsafe fn look_up(table: &[u8; 16], indices: Self::Ints) -> Self::Ints;
+
     unsafe fn float(x: Self::Ints) -> Self::Floats;
     unsafe fn of_halves(from: *const u8) -> Self::Floats;
     unsafe fn of_bytes(from: *const u8) -> Self::Floats;
+    /// Half of E8M0 scales, as [`crate::format::mxfp4_scale`] has them.
+    unsafe fn of_exponents(from: *const u8) -> Self::Floats;
     unsafe fn all(x: f32) -> Self::Floats;
     unsafe fn mul(a: Self::Floats, b: Self::Floats) -> Self::Floats;
     /// `a * b + sum`, rounded once.
@@ -168,6 +173,14 @@ macro_rules! registers512 {
             unsafe { _mm512_srli_epi16::<BY>(a) }
         }
         #[inline(always)]
+        unsafe fn look_up(table: &[u8; 16], indices: __m512i) -> __m512i {
+            unsafe { _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128(table.as_ptr().cast())), indices) }
+        }
+        #[inline(always)]
+        unsafe fn of_exponents(from: *const u8) -> __m512 {
+            unsafe { crate::cpu::matrix::avx512::mxfp4_scale(from) }
+        }
+        #[inline(always)]
         unsafe fn float(x: __m512i) -> __m512 {
             unsafe { _mm512_cvtepi32_ps(x) }
         }
@@ -227,6 +240,14 @@ macro_rules! registers256 {
         #[inline(always)]
         unsafe fn right<const BY: u32>(a: __m256i) -> __m256i {
             unsafe { _mm256_srl_epi16(a, _mm_cvtsi32_si128(BY as i32)) }
+        }
+        #[inline(always)]
+        unsafe fn look_up(table: &[u8; 16], indices: __m256i) -> __m256i {
+            unsafe { _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(_mm_loadu_si128(table.as_ptr().cast())), indices) }
+        }
+        #[inline(always)]
+        unsafe fn of_exponents(from: *const u8) -> __m256 {
+            unsafe { crate::cpu::matrix::avx2::mxfp4_scale(from) }
         }
         #[inline(always)]
         unsafe fn float(x: __m256i) -> __m256 {

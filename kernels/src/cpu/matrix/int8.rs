@@ -2,7 +2,7 @@
 //!
 //! Activations have one f32 scale a row and 32 k: what Q8_0 x Q8_0 means, with a scale that is not rounded to f16.
 //! rows     `[block][k / 32]( [8 quads][row][4 k] i8, tail )`
-//! tail     q8_0, q4_0   `[row] i32, [row] f32 scale`      the i32 is -offset * sum of the 32 values
+//! tail     q8_0, q4_0, mxfp4   `[row] i32, [row] f32 scale`      the i32 is -offset * sum of the 32 values
 //!          q4_1         `[row] f32, [row] f32 scale`      the f32 is scale * sum
 //!          q6_k         `[2 halves][row] i32, [row] f32 scale`   the i32 are -32 * sum of 16 values
 //! tile     512 bits: 6 rows x 2 lines of 16 columns, int32 and f32 accumulators side by side
@@ -24,6 +24,7 @@ use super::dots::{Dots, Pairs256, Pairs512, Vnni256, Vnni512};
 use super::panel::{COLUMNS, NIBBLES, Q6K_GROUP, unit_bytes};
 use super::{Format, Tile};
 use crate::cpu::isa::Isa;
+use crate::format::MXFP4_CODES;
 
 /// Most rows of a block.
 pub(in crate::cpu) const BLOCK_ROWS: usize = 6;
@@ -46,6 +47,7 @@ impl Tail {
             Format::Q4_0 => Self::Offset(8),
             Format::Q4_1 => Self::ScaledSum,
             Format::Q6K => Self::Halves(32),
+            Format::Mxfp4 => Self::Offset(12),
             _ => unreachable!("{format} is not multiplied in int8: this is a bug"),
         }
     }
@@ -59,12 +61,14 @@ const Q8_0: u8 = Format::Q8_0 as u8;
 const Q4_0: u8 = Format::Q4_0 as u8;
 const Q4_1: u8 = Format::Q4_1 as u8;
 const Q6K: u8 = Format::Q6K as u8;
+const MXFP4: u8 = Format::Mxfp4 as u8;
 
 /// Largest weight as stored; [`Dots`] has what 255 means.
 const fn largest(format: u8) -> i32 {
     match format {
         Q8_0 => 255,
         Q6K => 63,
+        MXFP4 => 24,
         _ => 15,
     }
 }
@@ -109,6 +113,7 @@ pub(super) unsafe fn run(instructions: Instructions, format: Format, t: &Tile, c
                 Format::Q4_0 => rows!($entry, Q4_0, $($tiles)*),
                 Format::Q4_1 => rows!($entry, Q4_1, $($tiles)*),
                 Format::Q6K => rows!($entry, Q6K, $($tiles)*),
+                Format::Mxfp4 => rows!($entry, MXFP4, $($tiles)*),
                 _ => unreachable!("{format} is not multiplied in int8: this is a bug"),
             }
         };
@@ -151,7 +156,7 @@ unsafe fn kernel<D: Dots, const F: u8, const MR: usize, const NR: usize>(t: &Til
     unsafe {
         let (halves, groups_of_unit) = if F == Q6K { (2, 8) } else { (1, 1) };
         let (largest, quads) = (largest(F), 8 / halves);
-        let depth = D::depth(largest).min(quads);
+        let depth = 1 << D::depth(largest).min(quads).ilog2();
         let mut sum = [[D::all(0.0); NR]; MR];
         let (mut rows, mut weights) = (t.rows.cast::<i32>(), t.weights);
         let groups = t.units * groups_of_unit;
@@ -216,6 +221,7 @@ unsafe fn kernel<D: Dots, const F: u8, const MR: usize, const NR: usize>(t: &Til
                 Q8_0 => unit_bytes(Format::Q8_0),
                 Q4_0 => unit_bytes(Format::Q4_0),
                 Q4_1 => unit_bytes(Format::Q4_1),
+                MXFP4 => unit_bytes(Format::Mxfp4),
                 _ => Q6K_GROUP + if g % 8 == 7 { 64 } else { 0 },
             });
         }
@@ -242,6 +248,9 @@ unsafe fn quad_of<D: Dots, const F: u8>(group: *const u8, quad: usize, n: usize)
         }
         let both = D::load(group.add(quad % 4 * 128));
         let nibbles = D::and(if quad < 4 { both } else { D::right::<4>(both) }, D::splat(0x0f0f_0f0f));
+        if F == MXFP4 {
+            return D::look_up(&MXFP4_CODES.map(|code| (code + 12) as u8), nibbles);
+        }
         if F != Q6K {
             return nibbles;
         }
@@ -264,6 +273,9 @@ unsafe fn quad_of<D: Dots, const F: u8>(group: *const u8, quad: usize, n: usize)
 unsafe fn scale_of<D: Dots, const F: u8>(group: *const u8, g: usize, h: usize, n: usize) -> D::Floats {
     // SAFETY: scales of the group, and of its unit.
     unsafe {
+        if F == MXFP4 {
+            return D::of_exponents(group.add(NIBBLES + n * D::COLUMNS));
+        }
         let at = match F {
             Q8_0 => 1024,
             Q6K => (8 - g % 8) * Q6K_GROUP,

@@ -252,6 +252,7 @@ fn extreme(t: HostTensor<'static>) -> HostTensor<'static> {
     let scales = match t.format {
         Format::Q6K => 192..210,
         Format::Q4_1 => 0..4,
+        Format::Mxfp4 => 0..1,
         _ => 0..2,
     };
     let mut bytes = t.bytes.into_owned();

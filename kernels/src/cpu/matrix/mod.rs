@@ -5,7 +5,7 @@
 //! fixed order by one chain, whatever M is, wherever its row stands and however the work is split over threads. Only rows
 //! and columns are ever split. `laws.rs` proves it for every path, format and precision.
 //!
-//! | path | f32, f16 | bf16 | q8_0, q4_0, q4_1, q6_k |
+//! | path | f32, f16 | bf16 | blocks |
 //! |---|---|---|---|
 //! | `avx512-bf16-vnni` | f32 (`avx512.rs`) | bf16 products (`bf16.rs`) | int8 products (`int8.rs`) |
 //! | `avx512-vnni`, `avx512` | f32 | f32 | int8 products |

@@ -10,6 +10,7 @@
 //! q4_1  unit of 32 k:   [4][32 columns][4 k] nibbles, [32] f16 scale, [32] f16 minimum
 //! q6_k  unit of 256 k:  8 groups of ([4][32 columns][4 k] low nibbles, [2][32 columns][4 k] high pairs,
 //!                       [2 halves][32] i8 scale), then [32] f16 scale of the unit
+//! mxfp4 unit of 32 k:   [4][32 columns][4 k] nibbles, [32] E8M0 scale
 //! ```
 //! A quad is 4 consecutive k. Nibble line `s` holds quad `s` low and quad `s + 4` high, as ggml's blocks do, so their
 //! bytes are copied as they are. Pair line `t` holds quads `4 t + j` at bits `2 j`. A line of 16 columns is one cache
@@ -18,6 +19,7 @@
 use half::f16;
 
 use crate::Format;
+use crate::format::{MXFP4_CODES, mxfp4_scale};
 
 /// Columns of a panel.
 pub(crate) const COLUMNS: usize = 32;
@@ -44,6 +46,7 @@ pub(super) const fn unit_bytes(format: Format) -> usize {
         Format::Q4_0 => NIBBLES + 64,
         Format::Q4_1 => NIBBLES + 128,
         Format::Q6K => 8 * Q6K_GROUP + 64,
+        Format::Mxfp4 => NIBBLES + 32,
     }
 }
 
@@ -71,16 +74,19 @@ pub(super) fn put(format: Format, units: &mut [u8], column: usize, src: &[u8]) {
             }
             scales[column * 2..][..2].copy_from_slice(&b[..2]);
         }),
-        Format::Q4_0 | Format::Q4_1 => units.chunks_exact_mut(unit_bytes(format)).zip(blocks).for_each(|(u, b)| {
-            let (lines, scales) = u.split_at_mut(NIBBLES);
-            let (head, nibbles) = b.split_at(b.len() - 16);
-            for (line, quad) in lines.chunks_exact_mut(128).zip(nibbles.chunks_exact(4)) {
-                line[lane..][..4].copy_from_slice(quad);
-            }
-            for (scales, scale) in scales.chunks_exact_mut(64).zip(head.chunks_exact(2)) {
-                scales[column * 2..][..2].copy_from_slice(scale);
-            }
-        }),
+        Format::Q4_0 | Format::Q4_1 | Format::Mxfp4 => {
+            units.chunks_exact_mut(unit_bytes(format)).zip(blocks).for_each(|(u, b)| {
+                let (lines, scales) = u.split_at_mut(NIBBLES);
+                let (head, nibbles) = b.split_at(b.len() - 16);
+                for (line, quad) in lines.chunks_exact_mut(128).zip(nibbles.chunks_exact(4)) {
+                    line[lane..][..4].copy_from_slice(quad);
+                }
+                let wide = head.len().min(2); // mxfp4's scale is one byte
+                for (scales, scale) in scales.chunks_exact_mut(32 * wide).zip(head.chunks_exact(wide)) {
+                    scales[column * wide..][..wide].copy_from_slice(scale);
+                }
+            })
+        }
         Format::Q6K => {
             units.chunks_exact_mut(unit_bytes(format)).zip(blocks).for_each(|(u, b)| put_q6k(u, column, b));
         }
@@ -129,5 +135,6 @@ pub(super) fn get(format: Format, unit: &[u8], column: usize, i: usize) -> f32 {
             let scale = group[NIBBLES + 256 + i % 32 / 16 * 32 + column] as i8;
             half(8 * Q6K_GROUP) * f32::from(scale) * (f32::from(nibble(group) | pair << 4) - 32.0)
         }
+        Format::Mxfp4 => f32::from(MXFP4_CODES[usize::from(nibble(unit))]) * mxfp4_scale(unit[NIBBLES + column]),
     }
 }

@@ -6,6 +6,7 @@
 
 use super::{Tile, panel};
 use crate::Format;
+use crate::format::{MXFP4_CODES, mxfp4_scale};
 
 /// Most rows of a block: what one decoding is shared by.
 pub(super) const BLOCK_ROWS: usize = 16;
@@ -103,6 +104,17 @@ fn decode(format: Format, panel: &[u8], first: usize, len: usize, out: &mut Deco
                 for out in out.iter_mut() {
                     out.iter_mut().zip(&minimum).for_each(|(o, m)| *o += m);
                 }
+            }
+        }
+        Format::Mxfp4 => {
+            let mut scale = [0f32; 32];
+            scale.iter_mut().zip(&unit[panel::NIBBLES..]).for_each(|(s, e)| *s = mxfp4_scale(*e));
+            for (i, quad) in out.chunks_exact_mut(4).enumerate() {
+                let mut line = [0u8; 128];
+                for (line, codes) in line.iter_mut().zip(&unit[i % 4 * 128..]) {
+                    *line = (MXFP4_CODES[usize::from(codes >> (i / 4 * 4) & 15)] + 12) as u8;
+                }
+                spread(quad, &line, |q| q, 12.0, &scale);
             }
         }
         Format::Q6K => {
