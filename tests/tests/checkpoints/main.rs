@@ -83,10 +83,10 @@ fn keys_out_of_range_are_named() {
         ("rope_scaling.factor", json!(null), "is missing"),
         ("rope_scaling.factor", json!(0), "0 is not a number above zero"),
         ("rope_scaling", json!([8]), "[8] is not an object"),
-        ("quantization_config.quant_method", json!("exl9"), "\"exl9\" is not supported; these are: mxfp4"),
+        ("quantization_config", json!({"quant_method": "exl9"}), "\"exl9\" is not supported; these are: mxfp4"),
         ("architectures", json!("LlamaForCausalLM"), "is not a list of strings"),
     ];
-    let named = ["head_dim 15"];
+    let named = ["head_dim 15", "quantization_config {\"quant_method\":\"exl9\"}"];
     for (key, value, reason) in cases {
         let folder = copy("llama");
         edit(&folder, "config.json", |config| match key.split_once('.') {

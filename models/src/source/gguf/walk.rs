@@ -163,7 +163,6 @@ fn format(kind: u32) -> Option<Format> {
         3 => Format::Q4_1,
         8 => Format::Q8_0,
         14 => Format::Q6K,
-        39 => Format::Mxfp4,
         30 => Format::Bf16,
         _ => return None,
     })
