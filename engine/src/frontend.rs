@@ -173,8 +173,10 @@ impl Frontend {
         engine_request.prompt_logprobs = request.prompt_logprobs;
         let (stop_ids, min_tokens) = (engine_request.sampling.stop_ids.clone(), engine_request.sampling.min_tokens);
         // A chat's answer is a text of its own; a completion goes on where its prompt ends.
-        let detokenizer = match request.prompt {
-            Prompt::Chat(_) => Detokenizer::new(self.text.clone(), request.skip_special_tokens),
+        let detokenizer = match &request.prompt {
+            Prompt::Chat(conversation) if conversation.prefill.is_none() => {
+                Detokenizer::new(self.text.clone(), request.skip_special_tokens)
+            }
             _ => Detokenizer::after(self.text.clone(), request.skip_special_tokens, &prompt),
         };
         let events = self.engine.submit(engine_request)?;

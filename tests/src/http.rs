@@ -56,6 +56,21 @@ pub fn stream(at: SocketAddr, path: &str, body: &Value) -> Events {
     connection.events()
 }
 
+/// A whole stream of server-sent events that have names: each with its data.
+pub fn named_events(response: &Response) -> Vec<(String, Value)> {
+    assert_eq!(response.status, 200, "{}", response.text());
+    let text = response.text();
+    assert!(text.ends_with("\n\n"), "no half event at the end");
+    let event = |event: &str| {
+        let lines: Vec<&str> = event.lines().collect();
+        let [name, data] = lines[..] else { panic!("a name and data: {event:?}") };
+        let name = name.strip_prefix("event: ").unwrap_or_else(|| panic!("a name: {event:?}"));
+        let data = data.strip_prefix("data: ").unwrap_or_else(|| panic!("data: {event:?}"));
+        (name.to_owned(), serde_json::from_str(data).expect("JSON in an event"))
+    };
+    text.trim_end().split("\n\n").map(event).collect()
+}
+
 /// A connection that can be kept, misused and hung up.
 pub struct Connection {
     reader: BufReader<TcpStream>,

@@ -117,6 +117,7 @@ fn conversation(given: &Value, case: &Value) -> Conversation {
         tools: given.get("tools").cloned(),
         documents: None,
         add_generation_prompt,
+        prefill: None,
         kwargs,
         // 2026-01-15 12:34:56
         now: Some(1_768_480_496),

@@ -4,7 +4,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use dualgauge::{Engine, Frontend, Health};
+use dualgauge::{CallIds, Engine, Frontend, Health, Sampling};
 use sha2::{Digest, Sha256};
 
 use crate::auth::Keys;
@@ -95,6 +95,22 @@ impl Server {
     pub fn seed(&self) -> u64 {
         let digest = self.digest(self.app.seed, b"seed");
         u64::from_le_bytes(digest[..8].try_into().expect("eight bytes of a digest: this is a bug"))
+    }
+
+    /// Sampling of a request that says nothing about it.
+    pub fn sampling(&self) -> Sampling {
+        let Defaults { temperature, top_p, top_k, min_p, repetition_penalty } = self.app.defaults;
+        // A nucleus of nothing still holds its first token.
+        let top_p = top_p.max(f32::MIN_POSITIVE);
+        let seed = self.seed();
+        Sampling { temperature, top_p, top_k, min_p, repetition_penalty, seed, ..Sampling::default() }
+    }
+
+    /// Where the identifiers of a request's calls come from.
+    pub fn call_ids(&self, prefix: &str) -> CallIds {
+        let digest = self.digest(self.app.identity, b"calls");
+        let seed = u64::from_le_bytes(digest[..8].try_into().expect("eight bytes of a digest: this is a bug"));
+        CallIds { prefix: prefix.to_owned(), seed }
     }
 
     /// The served name that `model` means; without one the first.

@@ -1,8 +1,12 @@
 //! Owns the reading of a JSON body: into a structure, with errors that name the field, and off the sockets' threads when it
 //! is large. Knows no API.
 
+use std::fmt;
+use std::marker::PhantomData;
+
 use axum::body::Bytes;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 
 use crate::error::ApiError;
 
@@ -49,5 +53,42 @@ pub async fn off_thread<T: Send + 'static>(
     match tokio::task::spawn_blocking(move || work(&body)).await {
         Ok(result) => result,
         Err(_) => Err(ApiError::internal()),
+    }
+}
+
+/// A string, or a list where an API takes more than text.
+#[derive(Clone, Debug, PartialEq)]
+pub enum TextOr<T> {
+    Text(String),
+    Parts(Vec<T>),
+}
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for TextOr<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct V<T>(PhantomData<T>);
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for V<T> {
+            type Value = TextOr<T>;
+
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str("a string or a list")
+            }
+
+            fn visit_str<E>(self, v: &str) -> Result<TextOr<T>, E> {
+                Ok(TextOr::Text(v.into()))
+            }
+
+            fn visit_string<E>(self, v: String) -> Result<TextOr<T>, E> {
+                Ok(TextOr::Text(v))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<TextOr<T>, A::Error> {
+                let mut parts = vec![];
+                while let Some(part) = seq.next_element()? {
+                    parts.push(part);
+                }
+                Ok(TextOr::Parts(parts))
+            }
+        }
+        deserializer.deserialize_any(V(PhantomData))
     }
 }

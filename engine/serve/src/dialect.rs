@@ -1,21 +1,30 @@
 //! Owns which API a request speaks, and the writing of errors in it. The dialect is that of the path; three APIs share
 //! `/v1/models`, where headers decide.
 
-use axum::http::{HeaderMap, HeaderName, Uri, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::Value;
 
 use crate::error::ApiError;
-use crate::openai;
+use crate::{anthropic, openai};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Dialect {
     OpenAi,
+    Anthropic,
 }
 
 impl Dialect {
     /// The API that a request speaks.
-    pub fn of(_uri: &Uri, _headers: &HeaderMap) -> Self {
+    pub fn of(uri: &Uri, headers: &HeaderMap) -> Self {
+        let path = uri.path();
+        let below = |base: &str| path.strip_prefix(base).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+        if below("/v1/messages") || below("/anthropic") {
+            return Self::Anthropic;
+        }
+        if below("/v1/models") && headers.contains_key("anthropic-version") {
+            return Self::Anthropic;
+        }
         Self::OpenAi
     }
 
@@ -23,18 +32,42 @@ impl Dialect {
     pub fn id_header(self) -> Option<HeaderName> {
         match self {
             Self::OpenAi => None,
+            Self::Anthropic => Some(HeaderName::from_static("request-id")),
         }
     }
 
-    /// An error as this API writes it. Status and headers of `response` stay.
-    pub fn write(self, error: &ApiError, response: Response) -> Response {
-        let body: Value = match self {
-            Self::OpenAi => openai::error_body(error),
+    /// An error as this API writes it, for the request `id`. What `response` says in headers stays.
+    pub fn write(self, error: &ApiError, id: &str, response: Response) -> Response {
+        let (status, body): (StatusCode, Value) = match self {
+            Self::OpenAi => (error.status, openai::error_body(error)),
+            Self::Anthropic => (anthropic::status(error), anthropic::error_body(error, id)),
         };
         let (mut parts, _) = response.into_parts();
         parts.headers.remove(header::CONTENT_LENGTH);
-        let mut written = (parts.status, parts.headers, body.to_string()).into_response();
-        written.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/json"));
+        let mut written = (status, parts.headers, body.to_string()).into_response();
+        written.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
         written
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(path: &str, header: Option<&'static str>) -> Dialect {
+        let uri = Uri::builder().path_and_query(path).build().expect("a path");
+        let headers = header.map(|name| (HeaderName::from_static(name), HeaderValue::from_static("x")));
+        Dialect::of(&uri, &headers.into_iter().collect())
+    }
+
+    #[test]
+    fn the_path_decides_and_on_models_a_header() {
+        assert_eq!(of("/v1/chat/completions", Some("anthropic-version")), Dialect::OpenAi);
+        assert_eq!(of("/v1/messages", None), Dialect::Anthropic);
+        assert_eq!(of("/v1/messages/count_tokens?beta=true", None), Dialect::Anthropic);
+        assert_eq!(of("/v1/messages_x", None), Dialect::OpenAi);
+        assert_eq!(of("/anthropic/v1/models", None), Dialect::Anthropic);
+        assert_eq!(of("/v1/models", None), Dialect::OpenAi);
+        assert_eq!(of("/v1/models/x", Some("anthropic-version")), Dialect::Anthropic);
     }
 }

@@ -5,9 +5,11 @@ pub mod args;
 pub mod start;
 
 mod answer;
+mod anthropic;
 mod app;
 mod auth;
 mod body;
+mod calendar;
 mod defaults;
 mod dialect;
 mod error;
@@ -21,6 +23,8 @@ mod run;
 mod server;
 mod stalled;
 mod stream;
+mod tools;
+mod turns;
 
 pub use app::{App, Defaults};
 pub use auth::Keys;

@@ -31,6 +31,15 @@ pub fn number(param: &str, value: Option<f64>, low: f64, high: f64) -> Result<Op
     }
 }
 
+/// The number of most likely tokens to keep: 0 keeps all.
+///
+/// # Errors
+/// 400 that names the field and its range.
+pub fn top_k(server: &Server, param: &str, value: i64) -> Result<usize, ApiError> {
+    let k = integer(param, value, -1, i64::from(u32::MAX))?.max(0) as usize;
+    Ok(if k >= server.engine().spec().vocab { 0 } else { k })
+}
+
 /// Token ids from outside, each in the vocabulary.
 ///
 /// # Errors

@@ -148,7 +148,7 @@ impl Entry {
             Err(error) => error.into_response(),
         };
         if let Some(error) = response.extensions_mut().remove::<ApiError>().or_else(|| unsaid(&response)) {
-            response = dialect.write(&error, response);
+            response = dialect.write(&error, &id, response);
         }
         let status = response.status().as_u16();
         tracing::debug!("{line} {status} after {:.1} ms, {id}", started.elapsed().as_secs_f64() * 1e3);

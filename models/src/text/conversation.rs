@@ -13,6 +13,9 @@ pub struct Conversation {
     pub documents: Option<Value>,
     /// Ends the prompt with the opening of the assistant's turn.
     pub add_generation_prompt: bool,
+    /// The beginning of the answer: it stands behind the opening of the assistant's turn, and the model goes on from
+    /// there.
+    pub prefill: Option<String>,
     /// More variables for the template (`enable_thinking`, `reasoning_effort`, ...).
     pub kwargs: Map<String, Value>,
     /// The time for templates that print a date: seconds since 1970-01-01 in the zone to show. Without it such a

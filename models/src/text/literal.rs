@@ -148,7 +148,8 @@ impl StandIns<'_> {
         };
         conversation.messages.iter().any(|message| {
             hit(&message.role) || message.content.as_deref().is_some_and(hit) || any_string_in_map(&message.extra, &hit)
-        }) || conversation.tools.iter().chain(&conversation.documents).any(|value| any_string(value, &hit))
+        }) || conversation.prefill.as_deref().is_some_and(hit)
+            || conversation.tools.iter().chain(&conversation.documents).any(|value| any_string(value, &hit))
             || any_string_in_map(&conversation.kwargs, &hit)
     }
 
@@ -165,6 +166,7 @@ impl StandIns<'_> {
                 message.content.as_deref().map(&mut note);
                 visit_map(&message.extra, &mut note);
             }
+            conversation.prefill.as_deref().map(&mut note);
             for value in conversation.tools.iter().chain(&conversation.documents) {
                 visit(value, &mut note);
             }
@@ -179,6 +181,7 @@ impl StandIns<'_> {
             message.content = message.content.as_deref().map(|text| self.text(text, assistant, &used));
             message.extra = self.map(std::mem::take(&mut message.extra), assistant, &used);
         }
+        safe.prefill = safe.prefill.map(|text| self.text(&text, true, &used));
         safe.tools = safe.tools.map(|tools| self.value(tools, false, &used));
         safe.documents = safe.documents.map(|documents| self.value(documents, false, &used));
         safe.kwargs = self.map(safe.kwargs, false, &used);

@@ -94,7 +94,9 @@ impl ChatTemplate {
         let template = self.environment.get_template(NAME).map_err(describe)?;
         let mut out = Bounded { bytes: Vec::new() };
         template.render_captured_to(Value::from(context), &mut out).map_err(describe)?;
-        String::from_utf8(out.bytes).map_err(|_| "its output is not text".to_owned())
+        let mut text = String::from_utf8(out.bytes).map_err(|_| "its output is not text".to_owned())?;
+        text.push_str(conversation.prefill.as_deref().unwrap_or_default());
+        Ok(text)
     }
 
     /// Tries the usual shape first: what fails or shows nothing is tried in the other.

@@ -1,6 +1,7 @@
 //! The HTTP server over a real engine. The client shares no code with the server; the device is the one that computes
 //! hashes, so that a test says what the server does and not what a model says.
 
+mod anthropic;
 mod chat;
 mod completions;
 mod door;

@@ -7,7 +7,7 @@ use dualgauge::Sampling;
 use super::ApiError;
 use super::types::Common;
 use crate::app::{Defaults, Server};
-use crate::ranges::{integer, number, token_ids};
+use crate::ranges::{self, integer, number, token_ids};
 
 const MAX_STOP_IDS: usize = 128;
 const MAX_BIASES: usize = 1024;
@@ -21,14 +21,7 @@ pub fn sampling(
     let vocab = server.engine().spec().vocab;
     let Defaults { temperature, top_p, top_k, min_p, repetition_penalty } = server.app.defaults;
     let top_p = number("top_p", common.top_p, 0.0, 1.0)?.unwrap_or(top_p);
-    let top_k = match common.top_k {
-        None => top_k,
-        Some(k) => match integer("top_k", k, -1, i64::from(u32::MAX))? {
-            -1 | 0 => 0,
-            k if k as usize >= vocab => 0,
-            k => k as usize,
-        },
-    };
+    let top_k = common.top_k.map_or(Ok(top_k), |k| ranges::top_k(server, "top_k", k))?;
     let min_tokens = common.min_tokens.unwrap_or(0);
     let most = max_tokens.unwrap_or(server.engine().max_model_len());
     let min_tokens = integer("min_tokens", min_tokens, 0, most as i64)? as usize;
