@@ -1,6 +1,8 @@
 //! Owns the contract between the engine and a device: upload, reserve, compile, launch, wait. One owner thread, plain
 //! ids; nothing here knows models, tokenizers or requests.
 
+use std::str::FromStr;
+
 use crate::{
     Batch, BatchShape, CudaOptions, DType, Error, Format, HostTensor, KvSpec, NeuronOptions, Op, Probe, Program,
     Result, Value, Weight,
@@ -130,11 +132,35 @@ pub struct DeviceSpec {
     pub kind: DeviceKind,
     /// Compute threads of the CPU back end; `None`: one a physical core the process may use.
     pub threads: Option<usize>,
+    /// Processors that these threads are bound to.
+    pub affinity: Affinity,
     /// Force an instruction-set path of the CPU back end (tests); `None`: the best the machine has.
     pub isa: Option<String>,
     pub precision: Precision,
     pub cuda: CudaOptions,
     pub neuron: NeuronOptions,
+}
+
+/// Where the compute threads of the CPU back end run.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Affinity {
+    /// Wherever the system's scheduler puts them, within what the process may use.
+    #[default]
+    Auto,
+    /// A thread a processor, one of each physical core before a second of any.
+    List(Vec<usize>),
+}
+
+impl FromStr for Affinity {
+    type Err = String;
+
+    /// `auto`, or a list such as `0-3,8`.
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        if text == "auto" {
+            return Ok(Self::Auto);
+        }
+        crate::cpu::parse_list(text).map(Self::List).map_err(|wrong| format!("{wrong}, nor auto"))
+    }
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

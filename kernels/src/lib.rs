@@ -22,7 +22,7 @@ mod tensor;
 
 pub use arena::Arena;
 pub use backend::{
-    Backend, Candidate, DeviceInfo, DeviceKind, DeviceSpec, Limits, Output, Precision, ProgramId, Ticket,
+    Affinity, Backend, Candidate, DeviceInfo, DeviceKind, DeviceSpec, Limits, Output, Precision, ProgramId, Ticket,
 };
 pub use batch::{Batch, BatchShape, KvLayer, KvSpec};
 pub use cuda::{Cubin, CudaOptions, compile_kernels, kernel_architectures, kernel_pack, kernel_source_hash};

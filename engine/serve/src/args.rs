@@ -3,11 +3,12 @@
 
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use clap::builder::BoolishValueParser;
 use clap::{ArgAction, CommandFactory, FromArgMatches, Parser, ValueEnum};
-use dualgauge_kernels::{DeviceKind, DeviceSpec, Precision};
+use dualgauge_kernels::{Affinity, DeviceKind, DeviceSpec, Precision};
 use dualgauge_models::source::Locations;
 
 const EXAMPLES: &str = "\
@@ -83,6 +84,10 @@ pub struct Args {
     #[arg(long, value_parser = count, env = "DUALGAUGE_THREADS", help_heading = "Device")]
     pub threads: Option<usize>,
 
+    /// Processors for these threads, one each: auto binds none; or a list such as 0-3,8.
+    #[arg(long, value_name = "LIST", default_value = "auto", value_parser = Affinity::from_str, env = "DUALGAUGE_CPU_AFFINITY", help_heading = "Device")]
+    pub cpu_affinity: Affinity,
+
     /// Instruction-set path of the CPU, to compare them. Default: the best this machine has.
     #[arg(long, value_name = "PATH", env = "DUALGAUGE_ISA", hide = true, help_heading = "Device")]
     pub isa: Option<String>,
@@ -146,6 +151,7 @@ impl Args {
         DeviceSpec {
             kind: self.device,
             threads: self.threads,
+            affinity: self.cpu_affinity.clone(),
             isa: self.isa.clone(),
             precision: if self.dtype == Dtype::F32 { Precision::Exact } else { Precision::Native },
             ..DeviceSpec::default()

@@ -35,6 +35,7 @@ fn wrong_flags_are_named() {
         (&["--dtype", "q3"], "--dtype"),
         (&["--device", "gpu"], "--device"),
         (&["--threads", "0"], "--threads"),
+        (&["--cpu-affinity", "0-3;8"], "--cpu-affinity"),
         (&["--max-model-len", "-1"], "--max-model-len"),
         (&["--max-num-seqs", "many"], "--max-num-seqs"),
         (&["--kv-cache-memory-bytes", "lots"], "--kv-cache-memory-bytes"),
@@ -105,6 +106,14 @@ fn a_device_that_is_not_there_is_named() {
 }
 
 #[test]
+fn a_processor_that_is_not_there_is_named() {
+    let model = fixture();
+    let model = model.to_str().expect("text");
+    let line = only_line(&serve(&["--device", "cpu", "--cpu-affinity", "1023", "--port", "0", "--model", model]));
+    assert!(line.contains("processors 1023") && line.contains("this process may use"), "{line}");
+}
+
+#[test]
 fn a_taken_port_is_named() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
     let port = taken.local_addr().expect("an address").port().to_string();
@@ -132,6 +141,42 @@ fn an_open_address_without_keys_is_warned_about() {
     let guarded = Server::start(&["--host", "0.0.0.0", "--api-key", "k"]);
     assert!(!guarded.report.contains("WARNING"));
     assert!(guarded.get("/v1/models").starts_with("HTTP/1.1 401"));
+}
+
+/// Threads that compute are bound, others are not; K/V memory is not touched before it is used.
+#[test]
+#[cfg(target_os = "linux")]
+fn threads_are_bound_and_memory_is_taken_as_it_is_used() {
+    let allowed = processors("/proc/self/status");
+    let (first, last) = allowed.split_once(['-', ',']).unwrap_or((&allowed, &allowed));
+    let second = last.split([',', '-']).next().filter(|second| *second != first);
+    let list = second.map_or(first.to_owned(), |second| format!("{first},{second}"));
+    let threads = if second.is_some() { "2" } else { "1" };
+    let server = Server::start(&["--cpu-affinity", &list, "--threads", threads, "--kv-cache-memory-bytes", "1g"]);
+    assert!(server.report.contains("bound to processor"), "{}", server.report);
+    assert!(server.report.contains("1024.0 MiB in"), "{}", server.report);
+    let answer = server.post("/v1/completions", r#"{"prompt": "a", "ignore_eos": true, "max_tokens": 50}"#);
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+
+    let process = PathBuf::from(format!("/proc/{}", server.child.id()));
+    let mut seen = 0;
+    for task in std::fs::read_dir(process.join("task")).expect("tasks") {
+        let task = task.expect("a task").path();
+        // A thread may have ended since.
+        let Ok(name) = std::fs::read_to_string(task.join("comm")) else { continue };
+        let wanted = match name.trim() {
+            "dualgauge-engin" => first, // names are cut at 15 characters
+            "cpu-1" => second.expect("one thread has no worker"),
+            _ => &allowed,
+        };
+        seen += usize::from(wanted != allowed);
+        assert_eq!(processors(task.join("status")), wanted, "{name}");
+    }
+    assert_eq!(seen, if second.is_some() { 2 } else { 0 }, "compute threads");
+
+    let pages = std::fs::read_to_string(process.join("statm")).expect("a process");
+    let resident: u64 = pages.split(' ').nth(1).and_then(|n| n.parse().ok()).expect("resident pages");
+    assert!(resident * 4096 < 512 << 20, "{resident} pages of a reserved GiB and some");
 }
 
 #[test]
@@ -168,8 +213,13 @@ struct Server {
 impl Server {
     fn start(flags: &[&str]) -> Self {
         let mut command = Command::new(binary());
-        command.args(["--port", "0", "--device", "cpu", "--threads", "1", "--kv-cache-memory-bytes", "8m", "--model"]);
-        command.arg(fixture()).args(flags).stderr(Stdio::piped());
+        command.args(["--port", "0", "--device", "cpu", "--model"]).arg(fixture()).args(flags);
+        for (flag, value) in [("--threads", "1"), ("--kv-cache-memory-bytes", "8m")] {
+            if !flags.contains(&flag) {
+                command.args([flag, value]);
+            }
+        }
+        command.stderr(Stdio::piped());
         let mut server = Self { child: command.spawn().expect("runs"), report: String::new(), port: 0 };
         let mut lines = BufReader::new(server.child.stderr.take().expect("piped")).lines();
         while server.port == 0 {
@@ -191,6 +241,15 @@ impl Server {
     fn get(&self, path: &str) -> String {
         let mut stream = self.connect();
         write!(stream, "GET {path} HTTP/1.1\r\nhost: t\r\nconnection: close\r\n\r\n").expect("sent");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("an answer");
+        answer
+    }
+
+    fn post(&self, path: &str, body: &str) -> String {
+        let mut stream = self.connect();
+        let head = format!("POST {path} HTTP/1.1\r\nhost: t\r\nconnection: close\r\ncontent-type: application/json");
+        write!(stream, "{head}\r\ncontent-length: {}\r\n\r\n{body}", body.len()).expect("sent");
         let mut answer = String::new();
         stream.read_to_string(&mut answer).expect("an answer");
         answer
@@ -243,6 +302,14 @@ fn binary() -> &'static str {
 
 fn fixture() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/families/llama")
+}
+
+/// What `Cpus_allowed_list` of a status file says.
+#[cfg(target_os = "linux")]
+fn processors(status: impl AsRef<Path>) -> String {
+    let status = std::fs::read_to_string(status).expect("a status file");
+    let list = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).expect("a list");
+    list.trim().to_owned()
 }
 
 fn copy_model(to: &Path) {

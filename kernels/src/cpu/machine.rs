@@ -1,8 +1,10 @@
 //! Owns what the CPU back end asks of the operating system: the processor's name, the cores that may be used, the memory
 //! that is free. Knows no kernel. Answers that a system does not give are replaced by careful ones.
 
-use std::collections::HashSet;
 use std::fs;
+
+use super::topology::{self, Placement};
+use crate::{Affinity, Error, Result};
 
 /// The processor's model name.
 pub(crate) fn processor() -> String {
@@ -26,23 +28,58 @@ pub(crate) fn features() -> Vec<&'static str> {
     vec![]
 }
 
-/// Physical cores that this process may run on: cores of its affinity mask, siblings counted once.
-pub(crate) fn cores() -> usize {
-    let allowed = allowed();
-    let place =
-        |cpu: usize, what: &str| fs::read_to_string(format!("/sys/devices/system/cpu/cpu{cpu}/topology/{what}")).ok();
-    let cores: HashSet<_> = allowed
-        .iter()
-        .map(|cpu| match (place(*cpu, "physical_package_id"), place(*cpu, "core_id")) {
-            (Some(package), Some(core)) => (package, core),
-            _ => (String::new(), format!("cpu {cpu}")),
-        })
-        .collect();
-    let quota = group_limit("cpu.max").and_then(|s| {
-        let (quota, period) = s.split_once(' ')?;
-        Some((quota.parse::<f64>().ok()? / period.trim().parse::<f64>().ok()?).ceil() as usize)
-    });
-    cores.len().min(quota.unwrap_or(usize::MAX)).max(1)
+/// Threads and what they are bound to, on this machine.
+///
+/// # Errors
+/// As [`Placement::choose`]; a list of processors on a system whose threads cannot be bound.
+pub(crate) fn placement(threads: Option<usize>, affinity: &Affinity) -> Result<Placement> {
+    if *affinity != Affinity::Auto && !cfg!(target_os = "linux") {
+        let what = "binding threads to processors on this operating system".into();
+        return Err(Error::Unsupported { device: "cpu", what });
+    }
+    Placement::choose(&allowed(), threads, affinity, &|path| fs::read_to_string(path).ok())
+}
+
+/// Binds the calling thread to one of the processors that [`placement`] chose.
+pub(crate) fn bind(cpu: usize) {
+    #[cfg(target_os = "linux")]
+    // SAFETY: `set` is plain memory of the size that is passed; the index is below its size, as `topology` checks.
+    unsafe {
+        let mut set: libc::cpu_set_t = std::mem::zeroed();
+        libc::CPU_SET(cpu, &mut set);
+        // The processor was allowed when the list was checked; should it be gone since, the thread stays free.
+        libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const set);
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = cpu;
+}
+
+/// Spreads the memory that the calling thread, and those it starts from now on, touch first over `nodes`, page by page.
+/// Which processor reads a weight is not known beforehand, so this uses the bandwidth of all nodes evenly. Returns what
+/// was done, in words; nothing for one node.
+pub(crate) fn interleave(nodes: &[usize]) -> Option<String> {
+    if nodes.len() < 2 {
+        return None;
+    }
+    let list = topology::list_text(nodes);
+    #[cfg(target_os = "linux")]
+    // SAFETY: the first call writes one mode; the second reads a mask of the size that is passed, in bits and one more.
+    let outcome = unsafe {
+        let (mut mode, mut mask) = (0, [0u64; 16]);
+        nodes.iter().filter(|node| **node < 1024).for_each(|node| mask[node / 64] |= 1 << (node % 64));
+        let null = std::ptr::null_mut::<u64>();
+        let known = libc::syscall(libc::SYS_get_mempolicy, &raw mut mode, null, 0usize, null, 0usize) == 0;
+        if known && mode != libc::MPOL_DEFAULT {
+            "where the process was told to have it, not"
+        } else if libc::syscall(libc::SYS_set_mempolicy, libc::MPOL_INTERLEAVE, mask.as_ptr(), 1025usize) == 0 {
+            ""
+        } else {
+            "refused by the system, not"
+        }
+    };
+    #[cfg(not(target_os = "linux"))]
+    let outcome = "not";
+    Some(format!("memory {outcome} interleaved over nodes {list}").replace("  ", " "))
 }
 
 /// Memory of the machine, or of this process's control group where that is less.
@@ -118,9 +155,22 @@ mod tests {
     }
 
     #[test]
-    fn this_machine_has_cores_and_memory() {
-        assert!(cores() >= 1);
+    fn this_machine_has_processors_and_memory() {
+        let placement = placement(None, &Affinity::Auto).expect("there is one processor at least");
+        assert!(placement.threads >= 1 && placement.threads <= allowed().len());
         assert!(available_bytes() <= total_bytes());
         assert!(!processor().is_empty());
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn a_bound_thread_may_use_its_processor_only() {
+        for cpu in allowed() {
+            let bound = std::thread::spawn(move || {
+                bind(cpu);
+                allowed()
+            });
+            assert_eq!(bound.join().expect("no panic"), [cpu]);
+        }
     }
 }

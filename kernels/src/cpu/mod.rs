@@ -24,11 +24,13 @@ mod run;
 mod schedule;
 mod tail;
 mod tile;
+mod topology;
 
 use std::any::Any;
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::thread::ThreadId;
 
 use self::buffer::Buffer;
 use self::isa::Isa;
@@ -38,6 +40,7 @@ use self::matrix::Matrix;
 use self::pool::Pool;
 use self::run::{Runner, Scratch, Stored, Values, Weights};
 use self::schedule::Schedule;
+pub(crate) use self::topology::parse_list;
 use crate::backend::{Backend, DeviceInfo, DeviceSpec, Limits, Output, Precision, ProgramId, Ticket};
 use crate::{
     Batch, BatchShape, Candidate, DType, Error, Format, HostTensor, KvSpec, Op, Probe, Program, Result, Value, Weight,
@@ -52,15 +55,22 @@ const MAX_TOP_K: usize = 64;
 /// Opens the CPU.
 ///
 /// # Errors
-/// An instruction-set path that does not exist or that this machine lacks; no threads.
+/// An instruction-set path that does not exist or that this machine lacks; no threads; processors that they cannot have.
 pub(crate) fn open(spec: &DeviceSpec) -> Result<Box<dyn Backend>> {
     let isa = spec.isa.as_deref().map_or_else(|| Ok(Isa::detect()), Isa::parse)?;
-    let threads = spec.threads.unwrap_or_else(machine::cores).max(1);
-    let pool = Pool::new(threads, SPINS)?;
-    let plural = if threads == 1 { "" } else { "s" };
+    let placement = machine::placement(spec.threads, &spec.affinity)?;
+    // Before the threads start: they inherit it.
+    let memory = machine::interleave(&placement.nodes).map_or(String::new(), |memory| format!(", {memory}"));
+    let bound = placement.bound.clone();
+    let pool = Pool::placed(placement.threads, SPINS, move |thread| {
+        if let Some(cpu) = bound.get(thread) {
+            machine::bind(*cpu);
+        }
+    })?;
     let description = format!(
-        "{}, {threads} thread{plural}, {} ({})",
+        "{}, {}{memory}, {} ({})",
         machine::processor(),
+        placement.describe(),
         isa.name(),
         machine::features().join(" ")
     );
@@ -83,6 +93,8 @@ pub(crate) fn open(spec: &DeviceSpec) -> Result<Box<dyn Backend>> {
         precision: spec.precision,
         scratch: Scratch::new(pool.threads()),
         pool,
+        bound: placement.bound.first().copied(),
+        owner: None,
         weights: Weights::default(),
         cache: None,
         programs: HashMap::new(),
@@ -108,6 +120,10 @@ struct Cpu {
     vectors: Vectors,
     precision: Precision,
     pool: Pool,
+    /// Processor of the thread that launches, which is the pool's first.
+    bound: Option<usize>,
+    /// The thread that was bound to it.
+    owner: Option<ThreadId>,
     weights: Weights,
     cache: Option<KvCache>,
     programs: HashMap<ProgramId, Compiled>,
@@ -300,6 +316,12 @@ impl Cpu {
         let masks = if program.tail.masked { shape.rows * program.vocab().div_ceil(32) } else { 0 };
         if !batch.masks.is_empty() && batch.masks.len() != masks {
             return Err(failed(&format!("masks has {} words, the program takes {masks}", batch.masks.len())));
+        }
+        // The thread that loads may be another, whose children must not be bound; so only who launches is.
+        let here = std::thread::current().id();
+        if let Some(cpu) = self.bound.filter(|_| self.owner != Some(here)) {
+            machine::bind(cpu);
+            self.owner = Some(here);
         }
         let mut runner = Runner {
             vectors: self.vectors,

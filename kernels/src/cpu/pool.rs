@@ -32,7 +32,16 @@ impl Pool {
     ///
     /// # Errors
     /// When the system refuses a thread.
+    #[cfg(test)]
     pub(crate) fn new(threads: usize, spins: usize) -> Result<Self> {
+        Self::placed(threads, spins, |_| {})
+    }
+
+    /// The same; every worker begins with `place` and its number, from 1. The caller is thread 0 and places itself.
+    ///
+    /// # Errors
+    /// When the system refuses a thread.
+    pub(crate) fn placed(threads: usize, spins: usize, place: impl Fn(usize) + Clone + Send + 'static) -> Result<Self> {
         let threads = threads.clamp(1, ENTERED as usize);
         let shared = Arc::new(Shared {
             state: Line(AtomicU64::new(CLOSED)),
@@ -47,8 +56,11 @@ impl Pool {
         });
         let mut pool = Self { shared, workers: Vec::new() };
         for index in 0..threads - 1 {
-            let shared = pool.shared.clone();
-            let worker = Builder::new().name(format!("cpu-{}", index + 1)).spawn(move || serve(&shared, index));
+            let (shared, place) = (pool.shared.clone(), place.clone());
+            let worker = Builder::new().name(format!("cpu-{}", index + 1)).spawn(move || {
+                place(index + 1);
+                serve(&shared, index);
+            });
             pool.workers.push(worker.map_err(|e| Error::Unavailable {
                 device: "cpu".into(),
                 reason: format!("the system refused compute thread {} of {threads}: {e}; use fewer threads", index + 2),
