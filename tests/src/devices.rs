@@ -5,10 +5,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Once, OnceLock};
 
 use dualgauge_kernels::{
-    Backend, CudaOptions, DType, DeviceKind, DeviceSpec, Format, Op, Precision, Program, isa_paths, open,
+    Backend, CudaOptions, DType, DeviceKind, DeviceSpec, Format, NeuronOptions, Op, Precision, Program, isa_paths, open,
 };
 
-use crate::cuda_sim;
+use crate::{cuda_sim, neuron_sim};
 
 /// A device and the way it is opened.
 #[derive(Clone, Debug)]
@@ -55,11 +55,34 @@ impl TestDevice {
             .into())
     }
 
+    /// The Neuron back end, in both precisions: on the machine's own device where it has one, else on the simulator.
+    ///
+    /// # Errors
+    /// Why there is neither.
+    pub fn neurons() -> Result<Vec<Self>, String> {
+        static REAL: OnceLock<bool> = OnceLock::new();
+        let kind = DeviceKind::Neuron;
+        let real = *REAL.get_or_init(|| open(&DeviceSpec { kind, ..DeviceSpec::default() }).is_ok());
+        let compiler = if real { None } else { Some(neuron_sim::compiler()?) };
+        let label = if real { "neuron" } else { "neuron (simulated)" };
+        let neuron = NeuronOptions { compiler, ..NeuronOptions::default() };
+        let spec = |precision| DeviceSpec { kind, precision, neuron: neuron.clone(), ..DeviceSpec::default() };
+        Ok([(Precision::Exact, "exact"), (Precision::Native, "native")]
+            .map(|(precision, name)| Self { name: format!("{label} {name}"), spec: spec(precision) })
+            .into())
+    }
+
     /// What the device lacks of a program: a weight format, say. Such a check is skipped, by name.
     pub fn lacks(&self, program: &Program) -> Option<String> {
-        let DeviceKind::Cuda(_) = self.spec.kind else { return None };
+        if self.spec.kind == DeviceKind::Neuron {
+            let grouped = |op: &Op| matches!(op, Op::Router { spec, .. } if spec.groups.is_some());
+            if program.nodes.iter().any(|n| grouped(&n.op)) {
+                return Some("routers with groups of experts".into());
+            }
+        }
+        let cuda = matches!(self.spec.kind, DeviceKind::Cuda(_));
         let cast = program.nodes.iter().any(|n| matches!(n.op, Op::Cast { .. }) && n.dtype != DType::F32);
-        if cast {
+        if cuda && cast {
             return Some("values of 16 bits".into());
         }
         program.nodes.iter().flat_map(|n| n.op.weights()).find_map(|w| self.lacks_format(w.format))
@@ -67,25 +90,26 @@ impl TestDevice {
 
     /// As [`Self::lacks`], of a weight format.
     pub fn lacks_format(&self, format: Format) -> Option<String> {
-        let cuda = matches!(self.spec.kind, DeviceKind::Cuda(_));
-        (cuda && format.is_quantised()).then(|| format!("weights in {format}"))
+        use Format::{Bf16, F16, F32, Q4_0, Q4_1, Q6K, Q8_0};
+        let lacks = match self.spec.kind {
+            DeviceKind::Cuda(_) => format.is_quantised(),
+            DeviceKind::Neuron => !matches!(format, F32 | F16 | Bf16 | Q8_0 | Q4_0 | Q4_1 | Q6K),
+            _ => false,
+        };
+        lacks.then(|| format!("weights in {format}"))
     }
 
     /// Every device that computes and is present, the reference first.
     pub fn present() -> Vec<Self> {
-        let accelerators = [("neuron", DeviceKind::Neuron)];
         let mut all = vec![Self::reference()];
         all.extend(Self::cpus());
         match Self::cudas() {
             Ok(devices) => all.extend(devices),
             Err(reason) => skipped(DeviceKind::Cuda(0), "cuda", &reason),
         }
-        for (name, kind) in accelerators {
-            let device = Self { name: name.into(), spec: DeviceSpec { kind, ..DeviceSpec::default() } };
-            match open(&device.spec) {
-                Ok(_) => all.push(device),
-                Err(error) => skipped(kind, name, &error.to_string()),
-            }
+        match Self::neurons() {
+            Ok(devices) => all.extend(devices),
+            Err(reason) => skipped(DeviceKind::Neuron, "neuron", &reason),
         }
         all
     }
@@ -101,7 +125,10 @@ impl TestDevice {
     }
 
     pub fn open(&self) -> Box<dyn Backend> {
-        open(&self.spec).unwrap_or_else(|e| panic!("{} does not open: {e}", self.name)).backend
+        // A compiler without a runtime library: the simulator, of which each opening gets its own.
+        let simulated = self.spec.neuron.compiler.is_some() && self.spec.neuron.libnrt.is_none();
+        let opened = if simulated { neuron_sim::fresh(&self.spec) } else { open(&self.spec).map(|o| o.backend) };
+        opened.unwrap_or_else(|e| panic!("{} does not open: {e}", self.name))
     }
 }
 

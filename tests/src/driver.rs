@@ -60,20 +60,23 @@ impl Driver {
             }
             let takes: Vec<(usize, usize)> =
                 work.iter().map(|i| (numbers[*i], self.pages.pending(numbers[*i]).min(chunk))).collect();
-            let ready: Vec<bool> = takes.iter().map(|(n, take)| self.pages.pending(*n) == *take).collect();
-            let mut batch = self.pages.step(&takes);
-            batch.rows = batch.query_start[1..].iter().map(|end| end - 1).collect();
-            batch.shape.rows = batch.rows.len();
-            let output = self.run(&batch);
-            let logits = output.logits.expect("the tail asks for logits");
-            let vocab = self.model.spec().vocab;
-            for (row, i) in work.into_iter().enumerate().filter(|(row, _)| ready[*row]) {
-                let chosen = output.argmax[row];
-                let fed = forced.map_or(chosen, |ids| ids[i][all[i].ids.len()]);
-                all[i].ids.push(chosen);
-                all[i].logits.push(logits[row * vocab..][..vocab].to_vec());
-                all[i].log_sum_exp.push(output.log_sum_exp[row]);
-                self.pages.push(numbers[i], fed);
+            for part in Pages::parts(self.backend.limits(), &takes) {
+                let ready: Vec<bool> = part.iter().map(|(n, take)| self.pages.pending(*n) == *take).collect();
+                let mut batch = self.pages.step(&part);
+                batch.rows = batch.query_start[1..].iter().map(|end| end - 1).collect();
+                batch.shape.rows = batch.rows.len();
+                let output = self.run(&batch);
+                let logits = output.logits.expect("the tail asks for logits");
+                let vocab = self.model.spec().vocab;
+                for (row, (number, _)) in part.iter().enumerate().filter(|(row, _)| ready[*row]) {
+                    let i = numbers.iter().position(|n| n == number).expect("from this list");
+                    let chosen = output.argmax[row];
+                    let fed = forced.map_or(chosen, |ids| ids[i][all[i].ids.len()]);
+                    all[i].ids.push(chosen);
+                    all[i].logits.push(logits[row * vocab..][..vocab].to_vec());
+                    all[i].log_sum_exp.push(output.log_sum_exp[row]);
+                    self.pages.push(*number, fed);
+                }
             }
         }
     }

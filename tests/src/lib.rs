@@ -7,6 +7,7 @@ pub mod cuda_sim;
 pub mod devices;
 pub mod driver;
 pub mod http;
+pub mod neuron_sim;
 pub mod pages;
 pub mod random;
 pub mod tiny;

@@ -1,7 +1,7 @@
 //! Owns sequences in a paged cache, and turns what is to be computed next into a batch. A small stand-in for the
 //! engine's scheduler: it never frees and hands out blocks in random order.
 
-use dualgauge_kernels::{Batch, BatchShape};
+use dualgauge_kernels::{Batch, BatchShape, Limits};
 
 use crate::Random;
 
@@ -40,6 +40,17 @@ impl Pages {
     /// Tokens of the sequence that are known and not computed.
     pub fn pending(&self, sequence: usize) -> usize {
         self.sequences[sequence].tokens.len() - self.sequences[sequence].computed
+    }
+
+    /// Cuts `work` into what a device of these limits runs in one step each: all of it, or, where prefill and decode do
+    /// not mix, every longer chunk alone and all single tokens together.
+    pub fn parts(limits: &Limits, work: &[(usize, usize)]) -> Vec<Vec<(usize, usize)>> {
+        if limits.mixed {
+            return vec![work.to_vec()];
+        }
+        let (chunks, single): (Vec<_>, Vec<_>) = work.iter().partition(|(_, count)| *count > 1);
+        let decode = single.chunks(limits.max_seqs).map(<[(usize, usize)]>::to_vec);
+        chunks.into_iter().map(|chunk| vec![chunk]).chain(decode).collect()
     }
 
     /// The step that computes `count` next tokens of each sequence in `work`, with a row for every token.

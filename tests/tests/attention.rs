@@ -40,21 +40,31 @@ fn attention_steps(device: &TestDevice, seed: u64, layer: KvLayer, heads: usize,
         if work.is_empty() {
             continue;
         }
-        let batch = pages.step(&work);
-        let tokens = batch.shape.tokens;
-        let g = Recorder::new(batch.shape, block_tokens);
-        let part = |table: Weight, heads: usize| {
-            g.reshape(g.embed(g.tokens(), table), [tokens, heads, table.shape.last() / heads])
-        };
-        let (q, k, v) = (part(q, heads), part(k, layer.kv_heads), part(v, layer.kv_heads));
-        let scale = 0.5 * (layer.k_dim as f32).powf(-0.5) + 0.3;
-        let out = g.attention(q, k, v, AttnSpec { layer: 0, scale, window: spec.window, softcap: spec.softcap, sinks });
-        let logits = g.reshape(out, [tokens, heads * layer.v_dim]);
-        let program = g.finish(logits, Tail { logits: true, ..Tail::default() }).expect("records");
-        let id = backend.compile(&program).expect("compiles");
-        let ticket = backend.launch(id, &batch).expect("launches");
-        results.extend(backend.wait(ticket).expect("runs").logits.expect("asked for"));
-        backend.release(id);
+        let mut step = vec![vec![]; work.len()];
+        for part in Pages::parts(backend.limits(), &work) {
+            let batch = pages.step(&part);
+            let tokens = batch.shape.tokens;
+            let g = Recorder::new(batch.shape, block_tokens);
+            let of = |table: Weight, heads: usize| {
+                g.reshape(g.embed(g.tokens(), table), [tokens, heads, table.shape.last() / heads])
+            };
+            let (q, k, v) = (of(q, heads), of(k, layer.kv_heads), of(v, layer.kv_heads));
+            let scale = 0.5 * (layer.k_dim as f32).powf(-0.5) + 0.3;
+            let (window, softcap) = (spec.window, spec.softcap);
+            let out = g.attention(q, k, v, AttnSpec { layer: 0, scale, window, softcap, sinks });
+            let width = heads * layer.v_dim;
+            let logits = g.reshape(out, [tokens, width]);
+            let program = g.finish(logits, Tail { logits: true, ..Tail::default() }).expect("records");
+            let id = backend.compile(&program).expect("compiles");
+            let ticket = backend.launch(id, &batch).expect("launches");
+            let values = backend.wait(ticket).expect("runs").logits.expect("asked for");
+            backend.release(id);
+            for (i, (sequence, _)) in part.iter().enumerate() {
+                let place = work.iter().position(|(s, _)| s == sequence).expect("a part of this work");
+                step[place] = values[batch.query(i).start * width..batch.query(i).end * width].to_vec();
+            }
+        }
+        results.extend(step.concat());
     }
     results
 }

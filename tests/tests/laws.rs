@@ -59,12 +59,14 @@ fn batched_and_chunked_is_alone_and_whole() {
                 let sequences: Vec<usize> = prompts.iter().map(|p| pages.add(p.clone())).collect();
                 let mut held = vec![vec![]; prompts.len()];
                 while let Some(work) = cut(&sequences, &pages, &mut random) {
-                    let batch = pages.step(&work);
-                    let logits = runner.run(&batch).logits.expect("asked for");
-                    for (i, (sequence, _)) in work.iter().enumerate() {
-                        let which = sequences.iter().position(|s| s == sequence).expect("from this list");
-                        let rows = batch.query(i);
-                        held[which].extend(&logits[rows.start * model.vocab..rows.end * model.vocab]);
+                    for part in Pages::parts(runner.backend.limits(), &work) {
+                        let batch = pages.step(&part);
+                        let logits = runner.run(&batch).logits.expect("asked for");
+                        for (i, (sequence, _)) in part.iter().enumerate() {
+                            let which = sequences.iter().position(|s| s == sequence).expect("from this list");
+                            let rows = batch.query(i);
+                            held[which].extend(&logits[rows.start * model.vocab..rows.end * model.vocab]);
+                        }
                     }
                 }
                 for (i, (held, wanted)) in held.iter().zip(&wanted).enumerate() {
@@ -98,12 +100,14 @@ fn padded_is_unpadded() {
             }
             let mut random = Random::new(model.seed + 50);
             let prompts = prompts(&mut random, model.vocab);
-            let grow = |s: BatchShape, by: usize| BatchShape {
-                tokens: s.tokens + 2 * by,
-                seqs: s.seqs + by,
-                query: s.query + by,
-                blocks: s.blocks + by,
-                rows: s.rows + by,
+            // Where prefill and decode do not mix, a chunk stays one sequence and a decode step one token a sequence.
+            let grow = |mixed: bool, s: BatchShape, by: usize| {
+                let (tokens, seqs, query) = match s.query {
+                    _ if mixed => (s.tokens + 2 * by, s.seqs + by, s.query + by),
+                    1 => (s.tokens + by, s.seqs + by, 1),
+                    _ => (s.tokens + by, 1, s.query + by),
+                };
+                BatchShape { tokens, seqs, query, blocks: s.blocks + by, rows: s.rows + by }
             };
             let run = |by: usize| {
                 let mut runner = Runner::new(device, model, BLOCKS);
@@ -112,11 +116,13 @@ fn padded_is_unpadded() {
                 let sequences: Vec<usize> = prompts.iter().map(|p| pages.add(p.clone())).collect();
                 let mut held = vec![];
                 while let Some(work) = cut(&sequences, &pages, &mut random) {
-                    let mut batch: Batch = pages.step(&work);
-                    let rows = batch.shape.rows;
-                    batch.pad_to(grow(batch.shape, by), runner.block_tokens);
-                    let logits = runner.run(&batch).logits.expect("asked for");
-                    held.extend_from_slice(&logits[..rows * model.vocab]);
+                    for part in Pages::parts(runner.backend.limits(), &work) {
+                        let mut batch: Batch = pages.step(&part);
+                        let rows = batch.shape.rows;
+                        batch.pad_to(grow(runner.backend.limits().mixed, batch.shape, by), runner.block_tokens);
+                        let logits = runner.run(&batch).logits.expect("asked for");
+                        held.extend_from_slice(&logits[..rows * model.vocab]);
+                    }
                 }
                 held
             };

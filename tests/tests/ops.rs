@@ -164,8 +164,8 @@ fn elementwise() {
 fn rows_are_selected_in_their_order() {
     each_device!("select_rows", |device| {
         let mut backend = device.open();
-        let block_tokens = backend.limits().block_tokens;
-        backend.reserve_kv(&KvSpec { layers: vec![], block_tokens, dtype: DType::F32 }, 4).expect("reserves");
+        let (block_tokens, dtype) = (backend.limits().block_tokens, backend.limits().kv_dtype);
+        backend.reserve_kv(&KvSpec { layers: vec![], block_tokens, dtype }, 4).expect("reserves");
         let mut random = Random::new(5);
         let mut pages = Pages::new(block_tokens, 4, &mut random);
         let sequence = pages.add((0..11).collect());

@@ -8,6 +8,7 @@ mod hlo;
 mod ladder;
 mod lower;
 mod nrt;
+mod planes;
 mod step;
 
 use std::borrow::Cow;
@@ -63,7 +64,8 @@ struct Neuron {
     hardware: Hardware,
     cache: Cache,
     programs: HashMap<ProgramId, Loaded>,
-    weights: Vec<Arc<Tensor>>,
+    /// The planes of each weight.
+    weights: Vec<Vec<Arc<Tensor>>>,
     kv: Option<Kv>,
     /// The result of the step under way: the runtime's calls return when a step is done.
     pending: Option<(Ticket, crate::Output)>,
@@ -158,7 +160,7 @@ impl Neuron {
             let name = self.match_port(&interface, port, false)?;
             match *input {
                 Input::Step => inputs.add(name, &step)?,
-                Input::Weight(id) => inputs.add(name, &self.weights[id.0 as usize])?,
+                Input::Weight { id, plane } => inputs.add(name, &self.weights[id.0 as usize][plane])?,
                 Input::Cache { layer, value } => inputs.add(name, self.cached(layer, value))?,
             }
         }
@@ -216,13 +218,11 @@ impl Backend for Neuron {
         self.ladder.round_up(want, self.limits.block_tokens)
     }
 
-    /// Plain formats only: bytes go to the device as they lie in the file.
+    /// Bytes go to the device as they lie in the file, those of a quantised weight as planes.
     fn upload(&mut self, tensor: HostTensor<'_>, format: Format) -> Result<Weight> {
         let format = if tensor.shape.rank() <= 1 { Format::F32 } else { format };
-        if format.is_quantised() {
-            let what = format!("weights in {format} yet ({}); load the model with --dtype bf16", tensor.name);
-            return Err(Error::Unsupported { device: DEVICE, what });
-        }
+        let what = || format!("weights in {format} yet ({}); load the model with --dtype bf16", tensor.name);
+        let fields = planes::fields(format).ok_or_else(|| Error::Unsupported { device: DEVICE, what: what() })?;
         let bytes: Cow<'_, [u8]> = if tensor.format == format {
             tensor.bytes
         } else {
@@ -230,8 +230,16 @@ impl Backend for Neuron {
             crate::format::decode(tensor.format, &tensor.bytes, &mut values);
             crate::format::encode(format, &values).into()
         };
-        let held = self.runtime.tensor(CORE, bytes.len(), &format!("the weight {}", tensor.name))?;
-        held.write(&bytes)?;
+        let mut held = vec![];
+        for field in fields {
+            let plane: Cow<'_, [u8]> = match fields.len() {
+                1 => Cow::Borrowed(&bytes[..]),
+                _ => planes::plane(format, &bytes, *field).into(),
+            };
+            let on_device = self.runtime.tensor(CORE, plane.len(), &format!("the weight {}", tensor.name))?;
+            on_device.write(&plane)?;
+            held.push(on_device);
+        }
         self.weights.push(held);
         let id = WeightId(self.weights.len() as u32 - 1);
         Ok(Weight { id, shape: tensor.shape, format })

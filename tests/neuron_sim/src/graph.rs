@@ -9,6 +9,8 @@ use crate::wire::{Field, fields, packed};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ty {
     Pred,
+    S8,
+    U8,
     S32,
     F16,
     F32,
@@ -18,20 +20,21 @@ pub enum Ty {
 impl Ty {
     pub fn bytes(self) -> usize {
         match self {
-            Self::Pred => 1,
+            Self::Pred | Self::S8 | Self::U8 => 1,
             Self::F16 | Self::Bf16 => 2,
             Self::S32 | Self::F32 => 4,
         }
     }
 
     pub fn is_float(self) -> bool {
-        !matches!(self, Self::Pred | Self::S32)
+        !matches!(self, Self::Pred | Self::S8 | Self::U8 | Self::S32)
     }
 
     /// The runtime's own numbering (`nrt_dtype_t`).
     pub fn runtime_code(self) -> u32 {
         match self {
-            Self::Pred => 3,
+            Self::S8 => 2,
+            Self::Pred | Self::U8 => 3,
             Self::Bf16 => 6,
             Self::F16 => 7,
             Self::S32 => 8,
@@ -249,6 +252,8 @@ fn shape(bytes: &[u8]) -> Result<Option<Shape>, String> {
     }
     let ty = match ty {
         1 => Ty::Pred,
+        2 => Ty::S8,
+        6 => Ty::U8,
         4 => Ty::S32,
         10 => Ty::F16,
         11 => Ty::F32,

@@ -36,6 +36,8 @@ impl Value {
         let words = || bytes.chunks_exact(4).map(|b| [b[0], b[1], b[2], b[3]]);
         let data = match shape.ty {
             Ty::Pred => Data::Pred(bytes.iter().map(|b| *b != 0).collect()),
+            Ty::S8 => Data::Int(bytes.iter().map(|b| i32::from(*b as i8)).collect()),
+            Ty::U8 => Data::Int(bytes.iter().map(|b| i32::from(*b)).collect()),
             Ty::S32 => Data::Int(words().map(i32::from_le_bytes).collect()),
             Ty::F32 => Data::Float(words().map(f32::from_le_bytes).collect()),
             Ty::Bf16 => Data::Float(pairs().map(|b| bf16::from_le_bytes(b).to_f32()).collect()),
@@ -48,7 +50,8 @@ impl Value {
     pub fn encode(&self) -> Vec<u8> {
         match &self.data {
             Data::Pred(v) => v.iter().map(|b| u8::from(*b)).collect(),
-            Data::Int(v) => v.iter().flat_map(|v| v.to_le_bytes()).collect(),
+            Data::Int(v) if self.shape.ty == Ty::S32 => v.iter().flat_map(|v| v.to_le_bytes()).collect(),
+            Data::Int(v) => v.iter().map(|v| *v as u8).collect(),
             Data::Float(v) => match self.shape.ty {
                 Ty::Bf16 => v.iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes()).collect(),
                 Ty::F16 => v.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()).collect(),

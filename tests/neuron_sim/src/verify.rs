@@ -64,6 +64,8 @@ fn infer(i: &Instruction, says: &Shape, operands: &[&Shape]) -> Result<Option<Sh
             let fits = match operands[0].ty {
                 Ty::S32 => true,
                 Ty::Pred => i.opcode == "and",
+                // Bytes are stored and moved; arithmetic on them is for s32 and floats.
+                Ty::S8 | Ty::U8 => false,
                 _ => !bits,
             };
             if fits { Ok(Some(operands[0].clone())) } else { Err(format!("{} of {:?}", i.opcode, operands[0].ty)) }
@@ -83,6 +85,9 @@ fn infer(i: &Instruction, says: &Shape, operands: &[&Shape]) -> Result<Option<Sh
         }
         "convert" => {
             count(1)?;
+            if matches!(says.ty, Ty::S8 | Ty::U8) {
+                return Err(format!("the stand-in converts nothing to {:?}", says.ty));
+            }
             of(says.ty, &operands[0].dims)
         }
         "reshape" => {
@@ -139,7 +144,10 @@ fn infer(i: &Instruction, says: &Shape, operands: &[&Shape]) -> Result<Option<Sh
             if !matches!(i.called.as_str(), "add" | "maximum" | "minimum") || !operands[1].dims.is_empty() {
                 return Err(format!("reduces by {:?} from {:?}", i.called, operands[1]));
             }
-            if operands[0].ty == Ty::Pred || operands[0].ty != operands[1].ty || dim >= operands[0].dims.len() {
+            if !matches!(operands[0].ty, Ty::S32 | Ty::F16 | Ty::F32 | Ty::Bf16)
+                || operands[0].ty != operands[1].ty
+                || dim >= operands[0].dims.len()
+            {
                 return Err(format!("reduces dimension {dim} of {:?}", operands[0]));
             }
             let mut dims = operands[0].dims.clone();

@@ -1,13 +1,10 @@
 //! The Neuron back end on a simulated device: a stand-in `libnrt.so.1` and `neuronx-cc` that refuse what the real ones
-//! refuse. Each test has a device of its own.
+//! refuse. Each test has a device of its own. Operations, families and laws run on it with all other devices.
 
 mod cache;
 mod faults;
 mod model;
-mod ops;
 mod serving;
-
-use std::path::Path;
 
 use dualgauge_kernels::{DeviceKind, DeviceSpec, Ladder, NeuronOptions, Precision};
 use dualgauge_tests::TestDevice;
@@ -23,8 +20,8 @@ struct Simulated {
 impl Simulated {
     fn new() -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let compiler = Path::new(env!("CARGO_BIN_EXE_sim-neuronx-cc"));
-        let stand = Stand::new(folder.path(), compiler).expect("the stand-in was built");
+        let compiler = dualgauge_tests::neuron_sim::compiler().expect("the stand-in was built");
+        let stand = Stand::new(folder.path(), &compiler).expect("the stand-in was built");
         Self { stand, folder }
     }
 

@@ -1,7 +1,7 @@
 //! A tiny model through the buckets: chunked prefill and batched decode give the oracle's greedy tokens, and law 1 holds
 //! bit for bit.
 
-use dualgauge_kernels::{Batch, BatchShape, Format, Output, Precision, Value};
+use dualgauge_kernels::{Batch, BatchShape, Error, Format, Output, Precision, Value};
 use dualgauge_tests::{Pages, Random, Runner, TestDevice, TinyLlama, Tolerance, assert_bits, assert_close};
 
 use super::Simulated;
@@ -128,6 +128,22 @@ fn probes_agree_with_the_oracle() {
         assert_close(&format!("value {i}"), &held.values, &wanted.values, Tolerance::of_largest(1e-5));
     }
     simulated.assert_clean();
+}
+
+/// Quantised weights take on the device what they take in the file.
+#[test]
+fn quantised_weights_stay_small() {
+    for format in [Format::Q8_0, Format::Q4_0, Format::Q4_1, Format::Q6K] {
+        let simulated = Simulated::new();
+        let tensor = Random::new(1).tensor([16, 512], format, 1.0);
+        let bytes = tensor.bytes.len();
+        simulated.stand.set(&format!("hbm_bytes {bytes}")).expect("is told");
+        let mut backend = simulated.device(Precision::Native).open();
+        let weight = backend.upload(tensor.clone(), format).expect("fits to the byte");
+        assert_eq!((weight.format, weight.bytes()), (format, bytes as u64));
+        let error = backend.upload(tensor, Format::Bf16).expect_err("decoded, it takes more than there is");
+        assert!(matches!(error, Error::OutOfMemory { .. }), "{error}");
+    }
 }
 
 /// A batch that the device would fault on is refused before it gets there.

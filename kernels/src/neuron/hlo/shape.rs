@@ -6,7 +6,9 @@ use super::wire::Message;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(in crate::neuron) enum Ty {
     Pred = 1,
+    S8 = 2,
     S32 = 4,
+    U8 = 6,
     F16 = 10,
     F32 = 11,
     Bf16 = 16,
@@ -15,7 +17,7 @@ pub(in crate::neuron) enum Ty {
 impl Ty {
     pub const fn bytes(self) -> usize {
         match self {
-            Self::Pred => 1,
+            Self::Pred | Self::S8 | Self::U8 => 1,
             Self::F16 | Self::Bf16 => 2,
             Self::S32 | Self::F32 => 4,
         }

@@ -6,11 +6,14 @@ use crate::neuron::hlo::Binary;
 impl Lowering<'_> {
     /// Gathered in the stored type, so that only the rows of this step are converted.
     pub(super) fn embed(&mut self, ids: Value, table: Weight) -> Result<Node> {
-        let (ids, table) = (self.node(ids), self.weight(table)?);
+        let (ids, planes) = (self.node(ids), self.planes(table)?);
         let count: usize = self.b.dims(ids).iter().product();
         let ids = self.b.reshape(ids, &[count]);
-        let rows = self.b.gather_rows(table, ids);
-        Ok(self.b.convert(rows, Ty::F32))
+        let rows: Vec<Node> = planes.into_iter().map(|plane| self.b.gather_rows(plane, ids)).collect();
+        if table.format.is_quantised() {
+            return Ok(self.dequantised(table.format, &rows, &[count]));
+        }
+        Ok(self.b.convert(rows[0], Ty::F32))
     }
 
     pub(super) fn linear(&mut self, x: Value, w: Weight, bias: Option<Weight>) -> Result<Node> {

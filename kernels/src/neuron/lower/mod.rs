@@ -7,14 +7,16 @@
 mod attention;
 mod elementwise;
 mod matrix;
+mod quant;
 mod route;
 mod tail;
 
 use std::collections::BTreeMap;
 
 use super::hlo::{Binary, Builder, Dot, Module, Node, Shape, Ty};
+use super::planes;
 use super::step::StepLayout;
-use crate::{DType, Error, Format, KvSpec, Op, Precision, Program, Result, Value, Weight, WeightId};
+use crate::{DType, Error, KvSpec, Op, Precision, Program, Result, Value, Weight, WeightId};
 
 /// What the lowering has to know beside the program.
 #[derive(Clone, Copy)]
@@ -37,8 +39,15 @@ pub(super) struct Graph {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Input {
     Step,
-    Weight(WeightId),
-    Cache { layer: usize, value: bool },
+    /// One plane of a weight; a plain weight is one plane.
+    Weight {
+        id: WeightId,
+        plane: usize,
+    },
+    Cache {
+        layer: usize,
+        value: bool,
+    },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,7 +114,8 @@ struct Lowering<'a> {
     b: Builder,
     packed: Node,
     inputs: Vec<Input>,
-    weights: BTreeMap<WeightId, Node>,
+    /// The planes of each weight.
+    weights: BTreeMap<WeightId, Vec<Node>>,
     values: Vec<Lowered>,
     caches: Vec<Cache>,
     /// Cosine and sine `[tokens, pairs]`, once a set of frequencies.
@@ -236,21 +246,34 @@ impl Lowering<'_> {
         self.b.reshape(flat, dims)
     }
 
-    /// The parameter of a weight, in the type it is stored in.
-    fn weight(&mut self, w: Weight) -> Result<Node> {
-        if let Some(node) = self.weights.get(&w.id) {
-            return Ok(*node);
+    /// The parameters of a weight, in the types they are stored in: one for each plane.
+    fn planes(&mut self, w: Weight) -> Result<Vec<Node>> {
+        if let Some(nodes) = self.weights.get(&w.id) {
+            return Ok(nodes.clone());
         }
-        let ty = match w.format {
-            Format::F32 => Ty::F32,
-            Format::F16 => Ty::F16,
-            Format::Bf16 => Ty::Bf16,
-            other => return Err(refuse(format!("weights in {other}"))),
-        };
-        let node = self.b.parameter(&format!("w{}", w.id.0), Shape::new(ty, w.shape.dims()));
-        self.inputs.push(Input::Weight(w.id));
-        self.weights.insert(w.id, node);
-        Ok(node)
+        let fields = planes::fields(w.format).ok_or_else(|| refuse(format!("weights in {}", w.format)))?;
+        let mut nodes = vec![];
+        for (plane, field) in fields.iter().enumerate() {
+            let shape = planes::shape(w.format, w.shape.dims(), *field);
+            let part = if fields.len() > 1 { format!("w{}p{plane}", w.id.0) } else { format!("w{}", w.id.0) };
+            nodes.push(self.b.parameter(&part, shape));
+            self.inputs.push(Input::Weight { id: w.id, plane });
+        }
+        self.weights.insert(w.id, nodes.clone());
+        Ok(nodes)
+    }
+
+    /// A weight as numbers: a plain one in the type it is stored in, a quantised one decoded to f32, or to bf16 where
+    /// precision is native: that is what it is multiplied in.
+    fn weight(&mut self, w: Weight) -> Result<Node> {
+        let nodes = self.planes(w)?;
+        if !w.format.is_quantised() {
+            return Ok(nodes[0]);
+        }
+        let lead = &w.shape.dims()[..w.shape.rank() - 1];
+        let values = self.dequantised(w.format, &nodes, lead);
+        let native = self.target.precision == Precision::Native;
+        Ok(self.b.convert(values, if native { Ty::Bf16 } else { Ty::F32 }))
     }
 
     /// A weight as f32.

@@ -53,6 +53,10 @@ impl Lowering<'_> {
         let dims = self.b.dims(x);
         let last = dims.len() - 1;
         let most = self.b.reduce(Reduce::Max, x, last);
+        // A row whose tokens are all forbidden has -inf everywhere; less itself that would be no number.
+        let rows = self.b.dims(most);
+        let finite = self.b.full_f32(f32::MIN, &rows);
+        let most = self.b.binary(Binary::Maximum, most, finite);
         let wide = self.along_rows(most, &dims);
         let below = self.b.binary(Binary::Subtract, x, wide);
         let parts = self.b.unary(Unary::Exponential, below);
