@@ -26,6 +26,7 @@ pub(super) fn fields(format: Format) -> Option<&'static [Field]> {
     const Q4_1: [Field; 3] = [field(Ty::F16, 0, 2), field(Ty::F16, 2, 2), field(Ty::U8, 4, 16)];
     const Q6K: [Field; 4] =
         [field(Ty::U8, 0, 128), field(Ty::U8, 128, 64), field(Ty::S8, 192, 16), field(Ty::F16, 208, 2)];
+    const MXFP4: [Field; 2] = [field(Ty::U8, 0, 1), field(Ty::U8, 1, 16)];
     Some(match format {
         Format::F32 => &PLAIN_32,
         Format::F16 => &PLAIN_F16,
@@ -34,6 +35,7 @@ pub(super) fn fields(format: Format) -> Option<&'static [Field]> {
         Format::Q4_0 => &Q4_0,
         Format::Q4_1 => &Q4_1,
         Format::Q6K => &Q6K,
+        Format::Mxfp4 => &MXFP4,
     })
 }
 

@@ -133,7 +133,7 @@ fn probes_agree_with_the_oracle() {
 /// Quantised weights take on the device what they take in the file.
 #[test]
 fn quantised_weights_stay_small() {
-    for format in [Format::Q8_0, Format::Q4_0, Format::Q4_1, Format::Q6K] {
+    for format in [Format::Q8_0, Format::Q4_0, Format::Q4_1, Format::Q6K, Format::Mxfp4] {
         let simulated = Simulated::new();
         let tensor = Random::new(1).tensor([16, 512], format, 1.0);
         let bytes = tensor.bytes.len();

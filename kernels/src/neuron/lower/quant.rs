@@ -3,6 +3,7 @@
 
 use super::{Binary, Lowering, Node, Ty};
 use crate::Format;
+use crate::neuron::hlo::Compare;
 
 impl Lowering<'_> {
     /// The values of `format`'s planes, `[lead.., in]` f32.
@@ -37,6 +38,12 @@ impl Lowering<'_> {
                 self.b.binary(Binary::Add, scaled, minimum)
             }
             Format::Q6K => self.q6k(&fields, blocks),
+            Format::Mxfp4 => {
+                let codes = self.nibble_codes(fields[1], blocks);
+                let codes = self.e2m1(codes);
+                let scales = self.power_of_two(fields[0]);
+                self.times_groups(codes, scales)
+            }
             other => unreachable!("{other} has no blocks: this is a bug"),
         };
         self.b.reshape(values, &[lead, &[row]].concat())
@@ -55,10 +62,66 @@ impl Lowering<'_> {
 
     /// Low nibbles of `[blocks, 16]`, then high ones: `[blocks, 32]` f32.
     fn nibbles(&mut self, packed: Node, blocks: usize) -> Node {
+        let codes = self.nibble_codes(packed, blocks);
+        self.b.convert(codes, Ty::F32)
+    }
+
+    /// As [`Self::nibbles`], s32.
+    fn nibble_codes(&mut self, packed: Node, blocks: usize) -> Node {
         let packed = self.b.reshape(packed, &[blocks, 1, 16]);
         let codes = self.bits(packed, 4);
-        let codes = self.b.reshape(codes, &[blocks, 32]);
-        self.b.convert(codes, Ty::F32)
+        self.b.reshape(codes, &[blocks, 32])
+    }
+
+    /// The numbers 0, 0.5, 1, 1.5, 2, 3, 4, 6 of the codes 0 to 7, and their negatives of 8 to 15.
+    fn e2m1(&mut self, codes: Node) -> Node {
+        let dims = self.b.dims(codes);
+        let full = |l: &mut Self, v: i32| l.b.full_s32(v, &dims);
+        let above = |l: &mut Self, x: Node, v: i32| {
+            let v = l.b.full_s32(v, &dims);
+            l.b.compare(Compare::Gt, x, v)
+        };
+        let seven = full(self, 7);
+        let size = self.b.binary(Binary::And, codes, seven);
+        // Twice the number: the code itself, then in steps of 2, then of 4.
+        let line = |l: &mut Self, slope: i32, below: i32| {
+            let (slope, below) = (full(l, slope), full(l, below));
+            let product = l.b.binary(Binary::Multiply, size, slope);
+            l.b.binary(Binary::Subtract, product, below)
+        };
+        let (by_two, by_four) = (line(self, 2, 4), line(self, 4, 16));
+        let past_three = above(self, size, 3);
+        let twice = self.b.select(past_three, by_two, size);
+        let past_five = above(self, size, 5);
+        let twice = self.b.select(past_five, by_four, twice);
+        let twice = self.b.convert(twice, Ty::F32);
+        let (plus, minus) = (self.scaled(twice, 0.5), self.scaled(twice, -0.5));
+        let negative = above(self, codes, 7);
+        self.b.select(negative, minus, plus)
+    }
+
+    /// `2^(e - 127)` of bytes e, f32: a product of powers that are exact, one for each bit.
+    fn power_of_two(&mut self, exponents: Node) -> Node {
+        let dims = self.b.dims(exponents);
+        let exponents = self.b.convert(exponents, Ty::S32);
+        let zero = self.b.full_s32(0, &dims);
+        let one = self.b.full_f32(1.0, &dims);
+        let mut product = one;
+        for bit in 0..7 {
+            let mask = self.b.full_s32(1 << bit, &dims);
+            let held = self.b.binary(Binary::And, exponents, mask);
+            let set = self.b.compare(Compare::Ne, held, zero);
+            let power = self.b.full_f32((2f32).powi(1 << bit), &dims);
+            let factor = self.b.select(set, power, one);
+            product = self.b.binary(Binary::Multiply, product, factor);
+        }
+        // The last bit decides between 2^1 and 2^-127, which takes two steps so that no factor is subnormal.
+        let half = self.b.full_s32(127, &dims);
+        let high = self.b.compare(Compare::Gt, exponents, half);
+        let doubled = self.scaled(product, 2.0);
+        let lowered = self.scaled(product, 2f32.powi(-64));
+        let lowered = self.scaled(lowered, 2f32.powi(-63));
+        self.b.select(high, doubled, lowered)
     }
 
     /// Bytes `[.., 1, n]` cut into fields of `bits`, lowest first, one below the other: `[.., 8 / bits, n]` s32.
