@@ -35,7 +35,7 @@ fn choices(c: &mut Criterion) {
     ];
     let mut group = c.benchmark_group("sampling, vocabulary 128 Ki");
     for (name, sampling) in cases {
-        let mut place = Place { position: 0, generated: 0, stop_ids: &[], seen: Some(&seen) };
+        let mut place = Place { position: 0, generated: 0, stop_ids: &[], seen: Some(&seen), mask: None };
         let all = need(&sampling, &place, CANDIDATES) == Need::Logits;
         let row = Row {
             argmax: top[0].id,

@@ -127,7 +127,7 @@ impl Core {
             self.counts.prefix_hits += *cached as u64;
         }
         let mut step = Step { admitted: plan.admitted.clone(), ..Step::default() };
-        let (runner, scheduler) = (&mut self.runner, &self.scheduler);
+        let (runner, scheduler) = (&mut self.runner, &mut self.scheduler);
         let ran = catch_unwind(AssertUnwindSafe(|| runner.run(&plan, scheduler)));
         let (reason, fatal) = match ran {
             Ok(Ok(sampled)) => {
@@ -176,6 +176,8 @@ impl Core {
         counters.steps = self.counts.steps;
         counters.failed_steps = self.counts.failed_steps;
         counters.compiled = self.runner.compiled;
+        counters.masks = self.runner.masks.masks;
+        counters.mask_microseconds = self.runner.masks.microseconds;
     }
 
     /// Checks what must hold between two steps: blocks and queues add up.

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use dualgauge_models::{Conversation, Detokenizer, Text};
 
 use crate::form::{OutputFormat, Reasoning, ToolChoice, ToolUse};
+use crate::grammar::{Compiler, Grammar, Source};
 use crate::stop::StopMatcher;
 use crate::{Engine, Event, Events, FinishReason, Rejected, Request, Sampling, Token, TokenLogprobs, Usage};
 
@@ -15,6 +16,7 @@ use crate::{Engine, Event, Events, FinishReason, Rejected, Request, Sampling, To
 pub struct Frontend {
     engine: Engine,
     text: Arc<Text>,
+    compiler: Arc<Compiler>,
 }
 
 /// One generation from text to text.
@@ -123,7 +125,7 @@ pub enum Piece {
 /// Why an answer ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Stop {
-    /// The model's own end token.
+    /// The model's own end token, or the end of what the request's format allows.
     Eos,
     /// One of [`Sampling::stop_ids`].
     StopId(u32),
@@ -138,7 +140,8 @@ pub enum Stop {
 
 impl Frontend {
     pub fn new(engine: Engine, text: Arc<Text>) -> Self {
-        Self { engine, text }
+        let compiler = Compiler::new(text.clone(), engine.spec().vocab, engine.spec().eos.clone());
+        Self { engine, text, compiler: Arc::new(compiler) }
     }
 
     pub fn engine(&self) -> &Engine {
@@ -153,16 +156,14 @@ impl Frontend {
     /// it on a thread that may block.
     ///
     /// # Errors
-    /// When the template or the tokenizer refuses the prompt, or the engine the request. Nothing was queued.
+    /// When the format is wrong, the template or the tokenizer refuses the prompt, or the engine the request. Nothing was
+    /// queued. Making a grammar can take some hundred milliseconds.
     pub fn generate(&self, request: TextRequest) -> Result<Generation, Refused> {
         if request.stop.iter().any(String::is_empty) {
             let message = "a stop string must not be empty".into();
             return Err(Rejected::Invalid { field: "stop", message }.into());
         }
-        if request.format.is_some() {
-            let message = "constrained output is not supported yet".into();
-            return Err(Rejected::Invalid { field: "format", message }.into());
-        }
+        let grammar = self.grammar(&request)?;
         let prompt = self.prompt_tokens(&request)?;
         let eos = match request.sampling.ignore_eos {
             true => vec![],
@@ -171,6 +172,7 @@ impl Frontend {
         let mut engine_request = Request::new(prompt.clone(), request.sampling);
         engine_request.cache_salt = request.cache_salt;
         engine_request.prompt_logprobs = request.prompt_logprobs;
+        engine_request.grammar = grammar;
         let (stop_ids, min_tokens) = (engine_request.sampling.stop_ids.clone(), engine_request.sampling.min_tokens);
         // A chat's answer is a text of its own; a completion goes on where its prompt ends.
         let detokenizer = match &request.prompt {
@@ -199,6 +201,13 @@ impl Frontend {
                 ready: VecDeque::new(),
             },
         })
+    }
+
+    /// What the answer must keep to.
+    fn grammar(&self, request: &TextRequest) -> Result<Option<Grammar>, Refused> {
+        let Some(format) = &request.format else { return Ok(None) };
+        let compiled = Source::of(format).and_then(|source| self.compiler.compile(source));
+        compiled.map(Some).map_err(|message| Rejected::Invalid { field: "format", message }.into())
     }
 
     /// The ids of the prompt that [`Self::generate`] would send, with tools and reasoning as the template shows them.
@@ -304,6 +313,7 @@ impl Answer {
                 let reason = match reason {
                     FinishReason::Stop(id) if self.eos.contains(&id) && !self.stop_ids.contains(&id) => Stop::Eos,
                     FinishReason::Stop(id) => Stop::StopId(id),
+                    FinishReason::Complete => Stop::Eos,
                     FinishReason::Length => Stop::Length,
                     FinishReason::Aborted => Stop::Aborted,
                 };

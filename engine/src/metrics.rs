@@ -45,7 +45,7 @@ impl Stats {
     pub(crate) fn ended(&mut self, end: End, seconds: f64, generated_tokens: usize) {
         let counters = &mut self.counters;
         match end {
-            End::Finished(FinishReason::Stop(_)) => counters.finished_stop += 1,
+            End::Finished(FinishReason::Stop(_) | FinishReason::Complete) => counters.finished_stop += 1,
             End::Finished(FinishReason::Length) => counters.finished_length += 1,
             End::Finished(FinishReason::Aborted) => counters.finished_aborted += 1,
             End::Failed => counters.failed += 1,
@@ -95,6 +95,9 @@ pub struct Counters {
     pub failed_steps: u64,
     /// Programs recorded and compiled; steps less this found theirs ready.
     pub compiled: u64,
+    /// Masks of allowed tokens made for grammars, and the time that took.
+    pub masks: u64,
+    pub mask_microseconds: u64,
 }
 
 /// Counts of values by fixed upper bounds.

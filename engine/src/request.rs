@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use crate::grammar::Grammar;
+
 /// One generation: a prompt and how to continue it. Valid by construction of [`crate::Engine::submit`], which checks it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Request {
@@ -12,11 +14,13 @@ pub struct Request {
     pub cache_salt: Option<String>,
     /// Return log-probabilities of the prompt's own tokens (completions with `echo`).
     pub prompt_logprobs: Option<usize>,
+    /// What the output must keep to.
+    pub grammar: Option<Grammar>,
 }
 
 impl Request {
     pub fn new(prompt: Vec<u32>, sampling: Sampling) -> Self {
-        Self { prompt, sampling, cache_salt: None, prompt_logprobs: None }
+        Self { prompt, sampling, cache_salt: None, prompt_logprobs: None, grammar: None }
     }
 }
 
@@ -108,6 +112,8 @@ pub struct TokenLogprobs {
 pub enum FinishReason {
     /// A stop token; it was delivered as the last `Token`.
     Stop(u32),
+    /// The output is complete: the request's grammar lets nothing follow.
+    Complete,
     /// `max_tokens` or the end of the context.
     Length,
     /// The engine was shut down, or the caller aborted.

@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use dualgauge_kernels::{Backend, Batch, BatchShape, Error, Limits, Program, ProgramId, Recorder, Tail};
 use dualgauge_models::Model;
 
+use crate::grammar::{GrammarState, Mask, MaskCost};
 use crate::sampler::{MAX_LOGPROBS, Need, Place, Row, logprobs_of, need, sample};
 use crate::scheduler::{Plan, Scheduler};
 use crate::sequence::{Chunk, Sampled, Sequence};
@@ -20,6 +21,7 @@ pub struct Runner {
     max_programs: usize,
     uses: u64,
     pub compiled: u64,
+    pub masks: MaskCost,
 }
 
 struct Compiled {
@@ -29,7 +31,15 @@ struct Compiled {
 
 impl Runner {
     pub fn new(backend: Box<dyn Backend>, model: Box<dyn Model>, max_programs: usize) -> Self {
-        Self { backend, model, programs: HashMap::new(), max_programs, uses: 0, compiled: 0 }
+        Self {
+            backend,
+            model,
+            programs: HashMap::new(),
+            max_programs,
+            uses: 0,
+            compiled: 0,
+            masks: MaskCost::default(),
+        }
     }
 
     pub fn limits(&self) -> &Limits {
@@ -40,9 +50,8 @@ impl Runner {
     ///
     /// # Errors
     /// The step failed as a whole; nothing was computed.
-    pub fn run(&mut self, plan: &Plan, scheduler: &Scheduler) -> Result<Vec<Result<Sampled, String>>, Error> {
-        let sequences: Vec<&Sequence> =
-            plan.chunks.iter().map(|c| scheduler.get(c.id).expect("planned sequences exist: this is a bug")).collect();
+    pub fn run(&mut self, plan: &Plan, scheduler: &mut Scheduler) -> Result<Vec<Result<Sampled, String>>, Error> {
+        let sequences = planned(plan, scheduler);
         let vocab = self.model.spec().vocab;
         let most = CANDIDATES.min(self.limits().max_top_k).min(vocab);
         let tail = tail(&plan.chunks, &sequences, most);
@@ -55,6 +64,9 @@ impl Runner {
         batch.pad_to(shape, self.limits().block_tokens);
         let program = self.program(shape, tail)?;
         let ticket = self.backend.launch(program, &batch)?;
+        // While the device works.
+        self.masks += scheduler.prepare_masks(plan);
+        let sequences = planned(plan, scheduler);
         let output = self.backend.wait(ticket)?;
         let rows = shape.rows;
         let logits = output.logits.as_ref().map_or(tail.logits.then_some(0), |l| Some(l.len()));
@@ -99,6 +111,11 @@ impl Runner {
     }
 }
 
+fn planned<'a>(plan: &Plan, scheduler: &'a Scheduler) -> Vec<&'a Sequence> {
+    let sequence = |chunk: &Chunk| scheduler.get(chunk.id).expect("planned sequences exist: this is a bug");
+    plan.chunks.iter().map(sequence).collect()
+}
+
 /// Records the model's step for a shape.
 ///
 /// # Errors
@@ -115,7 +132,8 @@ fn tail(chunks: &[Chunk], sequences: &[&Sequence], most: usize) -> Tail {
     for (chunk, s) in chunks.iter().zip(sequences) {
         let prompt_rows = chunk.rows.len() > usize::from(chunk.samples);
         let needed = match chunk.samples && s.max_tokens > 0 {
-            true => need(&s.request.sampling, &place(s), most),
+            true if s.grammar.is_some() => Need::Logits,
+            true => need(&s.request.sampling, &place(s, None), most),
             false => Need::Candidates(0),
         };
         match needed {
@@ -132,8 +150,8 @@ fn tail(chunks: &[Chunk], sequences: &[&Sequence], most: usize) -> Tail {
     tail
 }
 
-fn place(s: &Sequence) -> Place<'_> {
-    Place { position: s.tokens.len(), generated: s.generated(), stop_ids: &s.stop_ids, seen: s.seen.as_ref() }
+fn place<'a>(s: &'a Sequence, mask: Option<&'a Mask>) -> Place<'a> {
+    Place { position: s.tokens.len(), generated: s.generated(), stop_ids: &s.stop_ids, seen: s.seen.as_ref(), mask }
 }
 
 /// Dimensions that cost nothing to be larger are powers of two: a growing context finds its program again.
@@ -183,7 +201,8 @@ fn sampled<'a>(chunk: &Chunk, s: &Sequence, row: impl Fn(usize) -> Row<'a>) -> R
     }
     if chunk.samples && s.max_tokens > 0 {
         let last = chunk.rows.len() - 1;
-        sampled.token = Some(sample(&row(last), &s.request.sampling, &place(s))?);
+        let mask = s.grammar.as_ref().map(GrammarState::mask).transpose()?;
+        sampled.token = Some(sample(&row(last), &s.request.sampling, &place(s, mask))?);
     }
     Ok(sampled)
 }

@@ -1,14 +1,15 @@
 //! Owns the choice of a token: a function of (logits, parameters, seed, position) and nothing else, so that it does not
 //! matter when, beside whom or on which device a step ran. Ties go to the lowest id. Knows no scheduler and no device.
 //!
-//! Order, as in vLLM: bias, forbidden stop tokens, penalties (repetition, frequency, presence); log-probabilities are
-//! of this. Then temperature, min_p, top_k, top_p, and one uniform number against the cumulated rest.
+//! Order, as in vLLM: bias, forbidden stop tokens, penalties (repetition, frequency, presence), the grammar's mask;
+//! log-probabilities are of this. Then temperature, min_p, top_k, top_p, and one uniform number against the cumulated rest.
 
 use std::cmp::Ordering;
 use std::collections::HashMap;
 
 use dualgauge_kernels::{Candidate, Output};
 
+use crate::grammar::Mask;
 use crate::philox::uniform;
 use crate::request::{Sampling, Token, TokenLogprobs};
 
@@ -58,6 +59,8 @@ pub struct Place<'a> {
     pub stop_ids: &'a [u32],
     /// What penalties count; must be given when the parameters have penalties.
     pub seen: Option<&'a Seen>,
+    /// The tokens that a grammar allows.
+    pub mask: Option<&'a Mask>,
 }
 
 /// How often tokens occurred: what penalties need.
@@ -88,7 +91,7 @@ impl Sampling {
 
     /// The logits themselves are changed before anything is read from them.
     fn edits(&self, place: &Place<'_>) -> bool {
-        self.has_penalties() || !self.logit_bias.is_empty() || self.forbids_stop(place)
+        place.mask.is_some() || self.has_penalties() || !self.logit_bias.is_empty() || self.forbids_stop(place)
     }
 }
 
@@ -334,6 +337,9 @@ fn edit(logits: &[f32], sampling: &Sampling, place: &Place<'_>) -> Vec<f32> {
             *logit -= *count as f32 * sampling.frequency_penalty;
             *logit -= if *count > 0 { sampling.presence_penalty } else { 0.0 };
         }
+    }
+    if let Some(mask) = place.mask {
+        mask.apply(&mut out);
     }
     out
 }

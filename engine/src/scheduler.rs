@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use dualgauge_kernels::Limits;
 
+use crate::grammar::{GrammarState, MaskCost};
 use crate::kv::KvBlocks;
 use crate::request::{Event, FinishReason, Usage};
 use crate::sequence::{Chunk, RequestId, Sampled, Sequence};
@@ -85,6 +86,16 @@ impl Scheduler {
 
     pub fn ids(&self) -> Vec<RequestId> {
         self.sequences.keys().copied().collect()
+    }
+
+    /// Makes the masks of the sequences that a plan chooses tokens for. What it took.
+    pub fn prepare_masks(&mut self, plan: &Plan) -> MaskCost {
+        let mut cost = MaskCost::default();
+        for chunk in plan.chunks.iter().filter(|chunk| chunk.samples) {
+            let grammar = self.sequences.get_mut(&chunk.id).and_then(|s| s.grammar.as_mut());
+            cost += grammar.map(GrammarState::prepare).unwrap_or_default();
+        }
+        cost
     }
 
     /// What to compute next; `None` when there is nothing to do.

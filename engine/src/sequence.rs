@@ -3,6 +3,7 @@
 
 use std::ops::Range;
 
+use crate::grammar::{Grammar, GrammarState};
 use crate::kv::BlockTable;
 use crate::request::{FinishReason, Request, Token, TokenLogprobs, Usage};
 use crate::sampler::Seen;
@@ -25,6 +26,8 @@ pub struct Sequence {
     pub max_tokens: usize,
     /// What penalties count; `None` when the request has none.
     pub seen: Option<Seen>,
+    /// Where the output is in the request's grammar. It follows the tokens, whatever becomes of the blocks.
+    pub grammar: Option<GrammarState>,
     /// Prompt tokens found in the prefix cache at first admission; `None` before.
     pub cached_tokens: Option<usize>,
     /// Failed steps in a row that this sequence was in.
@@ -74,6 +77,7 @@ impl Sequence {
             stop_ids,
             max_tokens,
             seen,
+            grammar: request.grammar.as_ref().map(Grammar::start),
             cached_tokens: None,
             failures: 0,
             prompt_logprobs: vec![],
@@ -140,8 +144,12 @@ impl Sequence {
         if let Some(seen) = &mut self.seen {
             seen.generated(token);
         }
+        let complete = self.grammar.as_mut().is_some_and(|grammar| grammar.push(token));
         if self.stop_ids.contains(&token) {
             return Some(FinishReason::Stop(token));
+        }
+        if complete {
+            return Some(FinishReason::Complete);
         }
         (self.generated() >= self.max_tokens).then_some(FinishReason::Length)
     }

@@ -10,6 +10,7 @@ pub mod http;
 pub mod neuron_sim;
 pub mod pages;
 pub mod random;
+pub mod schema;
 pub mod tiny;
 
 pub use case::{Allowed, Case};

@@ -9,7 +9,7 @@ const CRATES: [(&str, &str, &[&str], &[&str]); 8] = [
     ("kernels", KERNELS, &[], &["tokio", "axum", "hyper", "tokenizers", "minijinja", "safetensors", "clap"]),
     ("kernels/xtask", "dualgauge-xtask", &[KERNELS], &["tokio", "axum", "candle-core"]),
     ("models", MODELS, &[KERNELS], &["tokio", "axum", "hyper", "cudarc", "clap"]),
-    ("engine", ENGINE, &[KERNELS, MODELS], &["axum", "hyper", "tower", "clap", "serde_json", "candle-core", "cudarc"]),
+    ("engine", ENGINE, &[KERNELS, MODELS], &["axum", "hyper", "tower", "clap", "serde", "candle-core", "cudarc"]),
     ("engine/serve", SERVE, &[KERNELS, MODELS, ENGINE], &["candle-core", "cudarc", "rayon", "tokenizers"]),
     ("bench", "dualgauge-bench", &[KERNELS, MODELS, ENGINE, SERVE], &[]),
     ("tests/neuron_sim", SIM, &[], &["tokio", "axum"]),

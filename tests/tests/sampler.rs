@@ -50,7 +50,7 @@ impl Device {
 }
 
 fn at(position: usize) -> Place<'static> {
-    Place { position, generated: 0, stop_ids: &[], seen: None }
+    Place { position, generated: 0, stop_ids: &[], seen: None, mask: None }
 }
 
 fn random_logits(random: &mut Random, vocab: usize) -> Vec<f32> {
@@ -169,7 +169,7 @@ fn bias_penalties_and_forbidden_stops_change_the_logits_by_their_formulas() {
         logprobs: Some(5),
         ..Sampling::default()
     };
-    let place = Place { position: 5, generated: 3, stop_ids: &[4], seen: Some(&seen) };
+    let place = Place { position: 5, generated: 3, stop_ids: &[4], seen: Some(&seen), mask: None };
     assert_eq!(need(&sampling, &place, 64), Need::Logits);
     let token = sample(&Device::new(logits.clone()).whole(), &sampling, &place).unwrap();
     // 0: 2/2 - 0.5 - 0.25; 1: -1*2, prompt only; 2: 1.5/2 - 2*0.5 - 0.25; 3: 0.5 + 1; 4: forbidden.

@@ -1,5 +1,5 @@
-//! Owns the reading of a JSON body: into a structure, with errors that name the field, and off the sockets' threads when it
-//! is large. Knows no API.
+//! Owns the reading of a JSON body: into a structure, with errors that name the field, and off the sockets' threads.
+//! Knows no API.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -9,9 +9,6 @@ use serde::de::{DeserializeOwned, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
 use crate::error::ApiError;
-
-/// Bodies up to this size are parsed and tokenised where they arrive: handing them over would take longer.
-const SMALL_BODY_BYTES: usize = 16 << 10;
 
 /// Reads one structure from a body.
 ///
@@ -42,14 +39,11 @@ pub fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
     Ok(parsed)
 }
 
-/// Runs work on a body: small ones here, large ones on a thread of their own so that sockets go on.
+/// Runs work on a body on a thread that may take its time: encoding a prompt and making a grammar of a schema are work.
 pub async fn off_thread<T: Send + 'static>(
     body: Bytes,
     work: impl FnOnce(&[u8]) -> Result<T, ApiError> + Send + 'static,
 ) -> Result<T, ApiError> {
-    if body.len() <= SMALL_BODY_BYTES {
-        return work(&body);
-    }
     match tokio::task::spawn_blocking(move || work(&body)).await {
         Ok(result) => result,
         Err(_) => Err(ApiError::internal()),

@@ -11,7 +11,7 @@ use crate::app::Server;
 use crate::body::off_thread;
 use crate::error::ApiError;
 
-/// Reads a body within the limits and makes something of it, on a thread of its own if it is large.
+/// Reads a body within the limits and makes something of it, on a thread of its own.
 ///
 /// # Errors
 /// When the body is too large or too slow, and what `make` finds wrong.

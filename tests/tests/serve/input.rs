@@ -105,10 +105,9 @@ fn bad_input_is_the_clients_error() {
         ("stream_options", json!({"include_usage": true}), 400),
         ("ignore_eos", json!(1), 400),
         ("cache_salt", json!(""), 400),
-        ("response_format", json!({"type": "json_object"}), 400),
         ("response_format", json!({"type": "poem"}), 400),
         ("response_format", json!(5), 400),
-        ("guided_json", json!({}), 400),
+        ("guided_json", json!([]), 400),
         ("tools", json!(5), 400),
         ("tools", json!([{"type": "magic", "function": {"name": "f"}}]), 400),
         ("tools", json!([{"type": "function", "function": {}}]), 400),
@@ -195,7 +194,8 @@ fn mutated_bodies_never_break_the_server() {
         "prompt": ["a", "b"], "max_tokens": 2, "n": 1, "temperature": 0.5, "top_p": 0.9, "top_k": 5, "min_p": 0.1, "seed": 3,
         "stop": ["zz"], "logit_bias": {"5": 1.0}, "logprobs": null, "stream": false, "stop_token_ids": [7], "presence_penalty": 0.1,
         "tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}], "tool_choice": "auto",
-        "chat_template_kwargs": {"a": 1}, "response_format": {"type": "text"}, "echo": false, "min_tokens": 1,
+        "chat_template_kwargs": {"a": 1}, "response_format": {"type": "json_schema", "json_schema": {"schema": {"enum": ["a", 1]}}},
+        "guided_regex": null, "echo": false, "min_tokens": 1,
     });
     let hostile = [
         json!(null),

@@ -5,6 +5,7 @@ mod anthropic;
 mod chat;
 mod completions;
 mod door;
+mod format;
 mod input;
 mod life;
 mod server;

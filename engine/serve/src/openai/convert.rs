@@ -1,14 +1,14 @@
 //! Owns the way from a request body to generations: ranges are checked here and every error names its field. Behind this
 //! file there are only valid requests.
 
-use dualgauge::{Frontend, Generation, Prompt, TextRequest};
+use dualgauge::{Frontend, Generation, Prompt, Refused, Rejected, TextRequest};
 use dualgauge_models::Conversation;
 use serde_json::Value;
 
-use super::ApiError;
 use super::messages::{messages, tools};
 use super::sampling::{choice_seed, sampling};
 use super::types::{Chat, Common, Completion, Prompts};
+use super::{ApiError, format};
 use crate::app::Server;
 
 use crate::ranges::{integer, max_tokens, stop_texts, token_ids};
@@ -32,6 +32,8 @@ pub struct Job {
     pub echo: bool,
     /// With `echo` and `max_tokens: 0` only the prompt is of interest; the one token made is left out.
     pub echo_only: bool,
+    /// Which field asked for a format.
+    format_field: String,
     request: TextRequest,
 }
 
@@ -55,7 +57,13 @@ impl Job {
         for (at, prompt) in std::mem::take(&mut self.prompts).into_iter().enumerate() {
             let many = matches!(self.shape, Shape::Completion) && at > 0;
             let refused = |e| {
-                let error = ApiError::from(e);
+                let error = match e {
+                    Refused::Rejected(Rejected::Invalid { field: "format", message }) => {
+                        let field = self.format_field.clone();
+                        ApiError::invalid(field.clone(), format!("{field}: {message}."))
+                    }
+                    other => ApiError::from(other),
+                };
                 let ours = error.status.as_u16() == 400;
                 ApiError {
                     param: error.param.or_else(|| ours.then(|| field.to_owned())),
@@ -93,7 +101,6 @@ impl Job {
 /// # Errors
 /// 400 for a field out of range or not supported.
 pub fn chat(server: &Server, common: Common, chat: Chat) -> Result<Job, ApiError> {
-    refuse_constraints(&common)?;
     if chat.continue_final_message == Some(true) {
         return Err(not_yet("continue_final_message"));
     }
@@ -143,7 +150,6 @@ pub fn chat(server: &Server, common: Common, chat: Chat) -> Result<Job, ApiError
 /// # Errors
 /// 400 for a field out of range or not supported.
 pub fn completion(server: &Server, common: Common, body: Completion) -> Result<Job, ApiError> {
-    refuse_constraints(&common)?;
     if body.suffix.as_ref().is_some_and(|s| !s.is_empty()) {
         return Err(ApiError::unsupported("suffix", "suffix: this model cannot fill in the middle of a text."));
     }
@@ -211,6 +217,10 @@ fn job(
     }
     let stop = stop_texts("stop", common.stop.as_ref().map_or(&[], |s| s.0.as_slice()))?;
     let sampling = sampling(server, &common, max_tokens, logprobs)?;
+    let (format_field, format) = match format::wanted(&common)? {
+        Some(wanted) => (wanted.field, Some(wanted.format)),
+        None => (String::new(), None),
+    };
     Ok(Job {
         prompts,
         n,
@@ -220,43 +230,16 @@ fn job(
         return_token_ids: common.return_token_ids.unwrap_or(false),
         echo: false,
         echo_only: false,
+        format_field,
         request: TextRequest {
             stop,
+            format,
             include_stop_text: common.include_stop_str_in_output.unwrap_or(false),
             skip_special_tokens: common.skip_special_tokens.unwrap_or(true),
             cache_salt: common.cache_salt,
             ..TextRequest::new(Prompt::Tokens(vec![]), sampling)
         },
     })
-}
-
-fn refuse_constraints(common: &Common) -> Result<(), ApiError> {
-    if let Some(format) = &common.response_format {
-        let kind = match format {
-            Value::Null => Some("text"),
-            format => format.get("type").and_then(Value::as_str),
-        };
-        match kind {
-            Some("text") => {}
-            Some("json_object" | "json_schema") => return Err(not_yet("response_format")),
-            _ => {
-                let message = "response_format.type: must be 'text', 'json_object' or 'json_schema'.";
-                return Err(ApiError::invalid("response_format.type", message));
-            }
-        }
-    }
-    for (name, value) in [
-        ("structured_outputs", &common.structured_outputs),
-        ("guided_json", &common.guided_json),
-        ("guided_regex", &common.guided_regex),
-        ("guided_choice", &common.guided_choice),
-        ("guided_grammar", &common.guided_grammar),
-    ] {
-        if is_set(value) {
-            return Err(not_yet(name));
-        }
-    }
-    Ok(())
 }
 
 fn not_yet(param: &str) -> ApiError {

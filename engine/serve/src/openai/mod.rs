@@ -1,6 +1,7 @@
 //! The OpenAI API: models, chat completions, completions, and vLLM's tokenize and detokenize.
 
 mod convert;
+mod format;
 mod messages;
 mod reply;
 mod routes;

@@ -37,7 +37,7 @@ pub struct Common {
     pub cache_salt: Option<String>,
     pub stream: Option<bool>,
     pub stream_options: Option<StreamOptions>,
-    // What would constrain the output is known here so that it can be refused: ignoring it would be a lie.
+    // What the answer must be: see `format`.
     pub response_format: Option<Value>,
     pub structured_outputs: Option<Value>,
     pub guided_json: Option<Value>,

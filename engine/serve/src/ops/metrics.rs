@@ -61,6 +61,12 @@ pub fn render(stats: &Stats, plan: &StartPlan, model: &str) -> String {
     page.counter(&["dualgauge_steps_total"], "Steps of the engine.", counters.steps);
     page.counter(&["dualgauge_failed_steps_total"], "Steps that failed.", counters.failed_steps);
     page.counter(&["dualgauge_programs_compiled_total"], "Programs compiled.", counters.compiled);
+    page.counter(&["dualgauge_grammar_masks_total"], "Masks of allowed tokens made for grammars.", counters.masks);
+    page.counter(
+        &["dualgauge_grammar_mask_microseconds_total"],
+        "Time spent on masks for grammars.",
+        counters.mask_microseconds,
+    );
 
     for (names, help, histogram) in [
         (
