@@ -183,7 +183,6 @@ fn what_cannot_be_kept_to_is_refused_by_name() {
         (json!({"guided_choice": ["a", 5]}), "guided_choice", "list"),
         (json!({"guided_grammar": "root ::= \"a\""}), "guided_grammar", "Lark"),
         (json!({"guided_grammar": "start: b"}), "guided_grammar", "b"),
-        (json!({"guided_grammar": "start: start start | \"a\" start"}), "guided_grammar", ""),
         (json!({"structured_outputs": 5}), "structured_outputs", "object"),
         (json!({"structured_outputs": {"json": 5}}), "structured_outputs.json", "schema"),
         (json!({"guided_json": {}, "guided_regex": "a"}), "guided_regex", "one form"),
