@@ -93,6 +93,6 @@ fn batch(shape: BatchShape, block_tokens: usize) -> Batch {
         context: vec![CONTEXT as u32; shape.seqs],
         block_table: block_table.clone(),
         rows: (0..shape.seqs as u32).collect(),
-        masks: vec![],
+        ..Batch::default()
     }
 }

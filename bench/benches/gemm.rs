@@ -156,7 +156,7 @@ impl Device {
             context: vec![count],
             block_table: (1..=blocks as u32).collect(),
             rows: (count - rows as u32..count).collect(),
-            masks: vec![],
+            ..Batch::default()
         };
         (program, batch)
     }

@@ -92,7 +92,7 @@ impl Device {
             context: vec![count],
             block_table: (1..=shape.blocks as u32).collect(),
             rows: vec![count - 1],
-            masks: vec![],
+            ..Batch::default()
         };
         let backend = self.backend.as_mut();
         let id = backend.compile(&program).expect("compiles");

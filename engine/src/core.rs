@@ -50,13 +50,20 @@ pub struct Step {
 }
 
 impl Core {
-    /// Sizes and reserves the K/V cache. `model` must have been loaded into `backend`.
+    /// Sizes and reserves the K/V cache, and the states of a model that keeps some. `model` must have been loaded into `backend`.
     ///
     /// # Errors
     /// As [`crate::Engine::start`].
     pub fn new(mut backend: Box<dyn Backend>, model: Box<dyn Model>, config: &EngineConfig) -> Result<Self, Error> {
         let plan = StartPlan::make(backend.as_ref(), model.as_ref(), config)?;
         backend.reserve_kv(&plan.kv_spec, plan.blocks)?;
+        let kv = match plan.state_slots {
+            0 => KvBlocks::new(plan.blocks, plan.block_tokens, config.prefix_caching),
+            slots => {
+                backend.reserve_state(&model.spec().state_layers, slots)?;
+                KvBlocks::with_states(plan.blocks, plan.block_tokens, slots)
+            }
+        };
         let budget = SchedulerBudget {
             tokens: plan.max_num_batched_tokens,
             seqs: plan.max_num_seqs,
@@ -64,7 +71,7 @@ impl Core {
         };
         Ok(Self {
             scheduler: Scheduler::new(budget),
-            kv: KvBlocks::new(plan.blocks, plan.block_tokens, config.prefix_caching),
+            kv,
             spec: model.spec().clone(),
             runner: Runner::new(backend, model, config.max_programs),
             plan,

@@ -179,6 +179,9 @@ fn batch(chunks: &[Chunk], sequences: &[&Sequence], block_tokens: usize) -> Batc
         }
         batch.query_start.push(batch.tokens.len() as u32);
         batch.context.push(chunk.positions.end as u32);
+        if s.table.state() != 0 {
+            batch.states.push(s.table.state());
+        }
         batch.block_table.extend(s.table.iter());
         batch.block_table.resize(batch.context.len() * blocks, 0);
         batch.rows.extend(chunk.rows.clone().map(|p| (start + p - chunk.positions.start) as u32));

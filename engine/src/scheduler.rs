@@ -140,10 +140,12 @@ impl Scheduler {
                     continue;
                 }
             };
-            self.suspects.remove(&id);
             let s = self.sequences.get_mut(&id).expect("planned sequences exist: this is a bug");
-            s.failures = 0;
             s.computed = chunk.positions.end;
+            if s.computed >= s.lost {
+                self.suspects.remove(&id);
+                (s.failures, s.lost) = (0, 0);
+            }
             let salt = s.request.cache_salt.as_deref();
             kv.store(&mut s.table, salt, &s.tokens, chunk.positions.start, chunk.positions.end);
             if let Some(prompt) = s.add_prompt_logprobs(sampled.prompt) {
@@ -166,11 +168,15 @@ impl Scheduler {
     }
 
     /// A step failed and computed nothing. Its sequences are tried again one by one; one that fails twice is given up.
+    /// A state may have taken some of the step's tokens in, and is made again from the first.
     pub fn step_failed(&mut self, kv: &mut KvBlocks, plan: Plan, why: &str) -> Vec<(RequestId, Event)> {
         let mut events = vec![];
         for chunk in plan.chunks {
             let s = self.sequences.get_mut(&chunk.id).expect("planned sequences exist: this is a bug");
             s.failures += 1;
+            if kv.keeps_state() {
+                (s.computed, s.lost) = (0, s.lost.max(chunk.positions.end));
+            }
             if s.failures > 1 {
                 self.fail(kv, chunk.id, why.into(), &mut events);
             } else {

@@ -17,7 +17,7 @@ pub struct Sequence {
     pub request: Request,
     /// The prompt and what was generated.
     pub tokens: Vec<u32>,
-    /// Tokens whose K/V is in the blocks of `table`. Always less than `tokens.len()`: the last one is never computed.
+    /// Tokens whose K/V is in the blocks of `table`, and that its state has taken in. Always less than `tokens.len()`: the last one is never computed.
     pub computed: usize,
     pub table: BlockTable,
     /// Tokens that end the output.
@@ -30,8 +30,10 @@ pub struct Sequence {
     pub grammar: Option<GrammarState>,
     /// Prompt tokens found in the prefix cache at first admission; `None` before.
     pub cached_tokens: Option<usize>,
-    /// Failed steps in a row that this sequence was in.
+    /// Failed steps that this sequence was in since it last got further.
     pub failures: u32,
+    /// Tokens that were computed or about to be when a step failed, where that undid all of them.
+    pub lost: usize,
     /// Log-probabilities of the prompt so far.
     prompt_logprobs: Vec<TokenLogprobs>,
     prompt_sent: bool,
@@ -80,6 +82,7 @@ impl Sequence {
             grammar: request.grammar.as_ref().map(Grammar::start),
             cached_tokens: None,
             failures: 0,
+            lost: 0,
             prompt_logprobs: vec![],
             prompt_sent: false,
             request,

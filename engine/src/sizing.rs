@@ -1,7 +1,7 @@
-//! Owns the arithmetic before the first step: what the weights, the largest program and the K/V cache take, and how many
-//! tokens fit. Nothing runs for it.
+//! Owns the arithmetic before the first step: what the weights, the largest program, the states and the K/V cache take,
+//! and how many tokens fit. Nothing runs for it.
 
-use dualgauge_kernels::{Backend, BatchShape, DeviceInfo, KvSpec, Tail};
+use dualgauge_kernels::{Backend, BatchShape, DeviceInfo, KvSpec, StateLayer, Tail};
 use dualgauge_models::Model;
 
 use crate::Error;
@@ -20,6 +20,9 @@ pub struct StartPlan {
     /// K/V blocks, the reserved one included.
     pub blocks: usize,
     pub block_tokens: usize,
+    /// Slots of state, the reserved one included; 0 for a model that keeps none.
+    pub state_slots: usize,
+    pub state_bytes: u64,
     /// Tokens that the cache holds, of all sequences together.
     pub kv_tokens: usize,
     /// Most tokens of a prompt and its answer together.
@@ -48,7 +51,7 @@ impl StartPlan {
             let message = format!("{wanted_len} is more than the {} positions the model was made for", spec.context);
             return Err(Error::config("max_model_len", message));
         }
-        let max_num_seqs = config.max_num_seqs.min(limits.max_seqs);
+        let mut max_num_seqs = config.max_num_seqs.min(limits.max_seqs);
         let max_num_batched_tokens = config.max_num_batched_tokens.min(limits.max_tokens);
         let max_logit_rows = (LOGIT_BYTES / 4 / spec.vocab.max(1)).clamp(1, max_num_batched_tokens);
 
@@ -64,7 +67,39 @@ impl StartPlan {
         let tail = Tail { logits: true, ..Tail::default() };
         let program = record(model, largest, tail, block_tokens)?;
         let arena_bytes = program.arena().peak_bytes as u64;
-        let budget = backend.kv_budget(&program);
+        let mut budget = backend.kv_budget(&program);
+
+        let slot_bytes = StateLayer::slot_bytes(&spec.state_layers);
+        let mut state_slots = 0;
+        if !spec.state_layers.is_empty() {
+            // The K/V cache of a model that attends as well gets half at least.
+            let share = if spec.kv_layers.is_empty() { budget } else { budget / 2 };
+            let affordable = usize::try_from(share / slot_bytes.max(1)).unwrap_or(usize::MAX);
+            if affordable < 2 {
+                let message = format!(
+                    "the state of one sequence takes {} MiB but only {} MiB are free beside weights and activations",
+                    (2 * slot_bytes) >> 20,
+                    share >> 20
+                );
+                return Err(Error::DoesNotFit(message));
+            }
+            if affordable <= max_num_seqs {
+                max_num_seqs = affordable - 1;
+                notes.push(format!(
+                    "max_num_seqs is {max_num_seqs}: a sequence keeps a state of {} MiB and no more are free",
+                    slot_bytes >> 20
+                ));
+            }
+            state_slots = max_num_seqs + 1;
+            budget -= state_slots as u64 * slot_bytes;
+            if config.prefix_caching {
+                notes.push(
+                    "the prefix cache is off: this model keeps a state of each sequence, which blocks do not tell"
+                        .into(),
+                );
+            }
+        }
+        let state_bytes = state_slots as u64 * slot_bytes;
 
         let kv_spec = KvSpec { layers: spec.kv_layers.clone(), block_tokens, dtype: limits.kv_dtype };
         let block_bytes = kv_spec.block_bytes().max(1);
@@ -103,7 +138,7 @@ impl StartPlan {
             ));
         }
         for (name, asked, given) in [
-            ("max_num_seqs", config.max_num_seqs, max_num_seqs),
+            ("max_num_seqs", config.max_num_seqs, config.max_num_seqs.min(limits.max_seqs)),
             ("max_num_batched_tokens", config.max_num_batched_tokens, max_num_batched_tokens),
         ] {
             if given < asked {
@@ -118,6 +153,8 @@ impl StartPlan {
             kv_spec,
             blocks,
             block_tokens,
+            state_slots,
+            state_bytes,
             kv_tokens,
             max_model_len,
             max_num_seqs,

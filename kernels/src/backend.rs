@@ -5,12 +5,12 @@ use std::str::FromStr;
 
 use crate::{
     Batch, BatchShape, CudaOptions, DType, Error, Format, HostTensor, KvSpec, NeuronOptions, Op, Probe, Program,
-    Result, Value, Weight,
+    Result, StateLayer, Value, Weight,
 };
 
 /// A device that runs programs.
 ///
-/// Life: `upload` weights; `reserve_kv`; then any number of `compile`, `launch`, `wait`. A launch that fails with an
+/// Life: `upload` weights; `reserve_kv`, and `reserve_state` for a model that keeps one; then any number of `compile`, `launch`, `wait`. A launch that fails with an
 /// error that is not fatal leaves the device usable.
 pub trait Backend: Send {
     fn info(&self) -> &DeviceInfo;
@@ -34,6 +34,16 @@ pub trait Backend: Send {
     /// # Errors
     /// Out of memory; a layout the device does not know.
     fn reserve_kv(&mut self, spec: &KvSpec, blocks: usize) -> Result<()>;
+
+    /// Reserves `slots` slots of state, slot 0 included, for a model with such layers. Called once, before `compile`.
+    ///
+    /// # Errors
+    /// Out of memory; a device without recurrent operations.
+    fn reserve_state(&mut self, layers: &[StateLayer], slots: usize) -> Result<()> {
+        let _ = (layers, slots);
+        let what = "models that keep a state (short_conv, ssm_scan, gated_delta) yet; use --device cpu".into();
+        Err(Error::Unsupported { device: "this device", what })
+    }
 
     /// Makes `program` ready to launch.
     ///
@@ -59,7 +69,7 @@ pub trait Backend: Send {
     /// The microscope: the value `v` as the last launch of `program` left it. Slow; it may rerun the last batch.
     ///
     /// # Errors
-    /// When nothing was launched yet, or the device cannot say.
+    /// When nothing was launched yet, or the device cannot say: a step that went on from a state cannot be rerun.
     fn probe(&mut self, program: ProgramId, v: Value) -> Result<Probe>;
 }
 

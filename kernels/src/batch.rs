@@ -1,6 +1,6 @@
 //! Owns what crosses to the device each step: flat tokens, and the sequence structure beside them.
 
-use crate::DType;
+use crate::{DType, Shape};
 
 /// The shape a program is recorded for. Every dimension is concrete; a batch may be padded up to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
@@ -34,6 +34,9 @@ pub struct Batch {
     pub context: Vec<u32>,
     /// `[seqs, blocks]` block ids, in order of position; 0 beyond the context.
     pub block_table: Vec<u32>,
+    /// `[seqs]` the state slot of each sequence, 0 (which is never lent) for a padding sequence; empty when the model
+    /// keeps no state. A sequence whose first token in the step is at position 0 begins from a state of zeros.
+    pub states: Vec<u32>,
     /// `[rows]` indices into `tokens`; padding rows repeat row 0.
     pub rows: Vec<u32>,
     /// Empty, or `[rows, ceil(vocab / 32)]`: bit set = token allowed.
@@ -63,6 +66,9 @@ impl Batch {
             table[row * shape.blocks..][..old.len()].copy_from_slice(old);
         }
         self.block_table = table;
+        if !self.states.is_empty() {
+            self.states.resize(shape.seqs, 0);
+        }
         let first = self.rows.first().copied().unwrap_or(0);
         self.rows.resize(shape.rows, first);
         if !self.masks.is_empty() {
@@ -80,6 +86,34 @@ impl Batch {
     /// The blocks of sequence `seq`.
     pub fn blocks(&self, seq: usize) -> &[u32] {
         &self.block_table[seq * self.shape.blocks..][..self.shape.blocks]
+    }
+
+    /// True when sequence `seq` begins in this step: its state is that of no token.
+    pub fn begins(&self, seq: usize) -> bool {
+        self.context[seq] as usize == self.query(seq).len()
+    }
+
+    /// Checks the state slots of a batch that is otherwise verified, for a device with `slots` of them, slot 0 included.
+    ///
+    /// # Errors
+    /// One line naming what is off.
+    pub fn verify_states(&self, slots: usize) -> Result<(), String> {
+        if self.states.len() != self.shape.seqs {
+            return Err(format!("states has {} entries, the shape says {}", self.states.len(), self.shape.seqs));
+        }
+        let mut used: Vec<u32> =
+            (0..self.shape.seqs).filter(|s| !self.query(*s).is_empty()).map(|s| self.states[s]).collect();
+        used.sort_unstable();
+        if used.first() == Some(&0) {
+            return Err("a sequence has state slot 0, which is never lent".into());
+        }
+        if let Some(twice) = used.windows(2).find(|w| w[0] == w[1]) {
+            return Err(format!("two sequences have state slot {}", twice[0]));
+        }
+        match self.states.iter().find(|s| **s as usize >= slots) {
+            Some(slot) => Err(format!("state slot {slot} does not exist")),
+            None => Ok(()),
+        }
     }
 
     /// Checks every length and index against the shape: what a device may rely on.
@@ -158,6 +192,20 @@ pub struct KvLayer {
     pub kv_heads: usize,
     pub k_dim: usize,
     pub v_dim: usize,
+}
+
+/// What a recurrent layer keeps of each sequence: f32 values of this shape, in a slot of its own. Which shape is said
+/// beside each operation's spec.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StateLayer {
+    pub shape: Shape,
+}
+
+impl StateLayer {
+    /// Bytes of one slot of all `layers` together.
+    pub fn slot_bytes(layers: &[Self]) -> u64 {
+        layers.iter().map(|l| l.shape.elements() as u64 * 4).sum()
+    }
 }
 
 impl KvSpec {

@@ -24,14 +24,15 @@ pub use arena::Arena;
 pub use backend::{
     Affinity, Backend, Candidate, DeviceInfo, DeviceKind, DeviceSpec, Limits, Output, Precision, ProgramId, Ticket,
 };
-pub use batch::{Batch, BatchShape, KvLayer, KvSpec};
+pub use batch::{Batch, BatchShape, KvLayer, KvSpec, StateLayer};
 pub use cuda::{Cubin, CudaOptions, compile_kernels, kernel_architectures, kernel_pack, kernel_source_hash};
 pub use dtype::{DType, Format};
 pub use error::{Error, Result};
 pub use neuron::{Ladder, NeuronOptions};
 pub use null::{NullOptions, null_with};
 pub use op::{
-    Act, AttnSpec, Cost, ExpertsSpec, Op, RopeSpec, RouterGroups, RouterScore, RouterSpec, Value, Weight, WeightId,
+    Act, AttnSpec, ConvSpec, Cost, DeltaSpec, ExpertsSpec, Op, RopeSpec, RouterGroups, RouterScore, RouterSpec,
+    ScanSpec, Value, Weight, WeightId,
 };
 pub use open::{Opened, isa_paths, open};
 pub use program::{Node, Outputs, Program, Tail};

@@ -1,13 +1,14 @@
 //! Owns a device without arithmetic. Its K/V cache holds a hash of (token, position) in each slot, and the answer of a
 //! row is a hash of all that is visible to it through the block table: a wrong block, a stale slot or a missing token
-//! changes it or is a fault. It proves the engine's laws over many schedules; it knows no weights and no layers.
+//! changes it or is a fault. A program that keeps a state has one more hash, of the tokens that went into it. It proves the engine's laws over many schedules; it knows no weights and no layers.
 
 use std::collections::HashMap;
 use std::time::Duration;
 
 use crate::backend::{Backend, Candidate, DeviceInfo, DeviceSpec, Limits, Output, ProgramId, Ticket};
 use crate::{
-    Batch, BatchShape, DType, Error, Format, HostTensor, KvSpec, Probe, Program, Result, Value, Weight, WeightId,
+    Batch, BatchShape, DType, Error, Format, HostTensor, KvSpec, Probe, Program, Result, StateLayer, Value, Weight,
+    WeightId,
 };
 
 /// How a null device is to behave. The default works, at once, with room for any test.
@@ -68,6 +69,7 @@ pub fn null_with(options: NullOptions) -> Box<dyn Backend> {
         programs: HashMap::new(),
         next_program: 0,
         cache: None,
+        states: None,
         launches: 0,
         running: None,
     })
@@ -87,6 +89,7 @@ struct Null {
     programs: HashMap<u32, Program>,
     next_program: u32,
     cache: Option<Cache>,
+    states: Option<States>,
     launches: u64,
     running: Option<(Ticket, Result<Output>)>,
 }
@@ -133,8 +136,18 @@ impl Backend for Null {
         Ok(())
     }
 
+    fn reserve_state(&mut self, layers: &[StateLayer], slots: usize) -> Result<()> {
+        let needed = StateLayer::slot_bytes(layers).saturating_mul(slots as u64);
+        if needed > self.options.kv_bytes {
+            return Err(Error::OutOfMemory { what: "the states".into(), needed, free: self.options.kv_bytes });
+        }
+        self.states = Some(States { layers: layers.to_vec(), held: vec![None; slots] });
+        Ok(())
+    }
+
     fn compile(&mut self, program: &Program) -> Result<ProgramId> {
         program.verify()?;
+        program.verify_state(self.states.as_ref().map_or(&[], |s| &s.layers))?;
         let cache = self.cache.as_ref().ok_or_else(|| failed("reserve_kv comes before compile"))?;
         program.verify_kv(&cache.spec)?;
         let id = self.next_program;
@@ -157,20 +170,27 @@ impl Backend for Null {
         let program = self.programs.get(&program.0).ok_or_else(|| failed("the program was released"))?;
         let cache = self.cache.as_mut().expect("compile needs a cache: this is a bug");
         program.accepts(batch, cache.blocks.len()).map_err(failed)?;
+        let mut states = self.states.as_mut().filter(|_| program.keeps_state());
+        if let Some(states) = &states {
+            batch.verify_states(states.held.len()).map_err(failed)?;
+        }
         self.launches += 1;
         let ordinal = self.launches;
         let every = |n: Option<u64>| n.is_some_and(|n| ordinal.is_multiple_of(n.max(1)));
         if every(self.options.fail_launch_every) {
             cache.poison(batch);
+            states.iter_mut().for_each(|s| s.poison(batch));
             return Err(failed("it was told to fail this launch"));
         }
         cache.store(batch)?;
+        let kept = states.as_mut().map(|s| s.go_on(batch)).transpose()?;
         let result = match every(self.options.fail_wait_every) {
             true => {
                 cache.poison(batch);
+                states.iter_mut().for_each(|s| s.poison(batch));
                 Err(failed("it was told to fail this step"))
             }
-            false => cache.visible(batch).map(|rows| answer(program, batch, &rows)),
+            false => cache.visible(batch, kept.as_deref()).map(|rows| answer(program, batch, &rows)),
         };
         self.running = Some((Ticket(ordinal), result));
         Ok(Ticket(ordinal))
@@ -241,8 +261,9 @@ impl Cache {
         Ok(())
     }
 
-    /// For each row, a hash of what its token sees. All slots that any query of the step sees are checked.
-    fn visible(&self, batch: &Batch) -> Result<Vec<u64>> {
+    /// For each row, a hash of what its token sees, and of the state after it. All slots that any query of the step sees
+    /// are checked.
+    fn visible(&self, batch: &Batch, kept: Option<&[u64]>) -> Result<Vec<u64>> {
         let tokens = self.spec.block_tokens;
         let mut seen = vec![None; batch.shape.tokens];
         for seq in (0..batch.shape.seqs).filter(|seq| !batch.query(*seq).is_empty()) {
@@ -268,8 +289,45 @@ impl Cache {
                 }
             }
         }
-        let row = |r: &u32| seen[*r as usize].ok_or_else(|| failed(format!("row of token {r}, which is padding")));
+        let row = |r: &u32| {
+            let hash = seen[*r as usize].ok_or_else(|| failed(format!("row of token {r}, which is padding")))?;
+            Ok(kept.map_or(hash, |kept| mix(hash ^ kept[*r as usize])))
+        };
         batch.rows.iter().map(row).collect()
+    }
+}
+
+/// The states of sequences: how many tokens went into each, and a hash of them in order. `None`: never begun, or
+/// poisoned.
+struct States {
+    layers: Vec<StateLayer>,
+    held: Vec<Option<(usize, u64)>>,
+}
+
+impl States {
+    fn poison(&mut self, batch: &Batch) {
+        for seq in (0..batch.shape.seqs).filter(|seq| !batch.query(*seq).is_empty()) {
+            self.held[batch.states[seq] as usize] = None;
+        }
+    }
+
+    /// Takes the step's tokens in; for each, a hash of the state after it.
+    fn go_on(&mut self, batch: &Batch) -> Result<Vec<u64>> {
+        let mut after = vec![0; batch.shape.tokens];
+        for seq in (0..batch.shape.seqs).filter(|seq| !batch.query(*seq).is_empty()) {
+            let (slot, start) = (batch.states[seq] as usize, batch.context[seq] as usize - batch.query(seq).len());
+            let held = if batch.begins(seq) { Some((0, 0)) } else { self.held[slot] };
+            let (count, mut hash) = held.filter(|(count, _)| *count == start).ok_or_else(|| {
+                let has = held.map_or("nothing".into(), |(count, _)| format!("{count} tokens"));
+                failed(format!("state slot {slot} has seen {has}; sequence {seq} goes on from {start}"))
+            })?;
+            for token in batch.query(seq) {
+                hash = mix(hash ^ mix(u64::from(batch.tokens[token])));
+                after[token] = hash;
+            }
+            self.held[slot] = Some((count + batch.query(seq).len(), hash));
+        }
+        Ok(after)
     }
 }
 

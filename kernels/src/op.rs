@@ -2,6 +2,10 @@
 //! rule on Neuron; a new variant makes the compiler list every place that must answer. Shape rules are in
 //! [`crate::Recorder`], costs here.
 
+mod recurrent;
+
+pub use recurrent::{ConvSpec, DeltaSpec, ScanSpec};
+
 use crate::{BatchShape, DType, Format, Shape};
 
 /// A value of a program: the index of the node that makes it.
@@ -139,7 +143,8 @@ pub enum Op {
         w: Weight,
         bias: Option<Weight>,
     },
-    /// `x / sqrt(mean(x^2) + eps) * (offset + gain)` over the last dimension; no gain: 1.
+    /// `x / sqrt(mean(x^2) + eps) * (offset + gain)` over the last dimension; no gain: 1. The gain is as long as that
+    /// dimension, or as the last two together (groups that are normalised apart).
     RmsNorm {
         x: Value,
         gain: Option<Weight>,
@@ -159,12 +164,37 @@ pub enum Op {
         spec: RopeSpec,
     },
     /// Stores `k` `[tokens, kv_heads, dim]` and `v` `[tokens, kv_heads, v_dim]` at the step's slots, then attends with
-    /// `q` `[tokens, heads, dim]` through the block table. The one effect. `[tokens, heads, v_dim]`
+    /// `q` `[tokens, heads, dim]` through the block table. An effect. `[tokens, heads, v_dim]`
     Attention {
         q: Value,
         k: Value,
         v: Value,
         spec: AttnSpec,
+    },
+    /// Along each sequence, from the state in its slot, which it replaces: an effect, as are the two below. Tokens of no
+    /// sequence give zeros. `x` `[tokens, channels]`. `[tokens, channels]`
+    ShortConv {
+        x: Value,
+        spec: ConvSpec,
+    },
+    /// `x` `[tokens, heads, dim]`, `dt` `[tokens, heads]`, `b` and `c` `[tokens, groups, n]`: heads in order share the
+    /// groups. `[tokens, heads, dim]`
+    SsmScan {
+        x: Value,
+        dt: Value,
+        b: Value,
+        c: Value,
+        spec: ScanSpec,
+    },
+    /// `q` and `k` `[tokens, k_heads, k_dim]`, `v` `[tokens, heads, v_dim]`, `dt` and `beta` `[tokens, heads]`: heads in
+    /// order share the key heads. `[tokens, heads, v_dim]`
+    GatedDelta {
+        q: Value,
+        k: Value,
+        v: Value,
+        dt: Value,
+        beta: Value,
+        spec: DeltaSpec,
     },
     /// `act(gate) * up`, or `act(gate)` without up.
     GatedAct {
@@ -254,6 +284,9 @@ impl Op {
             Self::LayerNorm { .. } => "layer_norm",
             Self::Rope { .. } => "rope",
             Self::Attention { .. } => "attention",
+            Self::ShortConv { .. } => "short_conv",
+            Self::SsmScan { .. } => "ssm_scan",
+            Self::GatedDelta { .. } => "gated_delta",
             Self::GatedAct { .. } => "gated_act",
             Self::Add { .. } => "add",
             Self::Mul { .. } => "mul",
@@ -282,6 +315,7 @@ impl Op {
             | Self::RmsNorm { x, .. }
             | Self::LayerNorm { x, .. }
             | Self::Rope { x, .. }
+            | Self::ShortConv { x, .. }
             | Self::Scale { x, .. }
             | Self::Softcap { x, .. }
             | Self::SelectRows { x }
@@ -294,6 +328,8 @@ impl Op {
             | Self::TopK { x, .. }
             | Self::LogSumExp { x } => vec![x],
             Self::Attention { q, k, v, .. } => vec![q, k, v],
+            Self::SsmScan { x, dt, b, c, .. } => vec![x, dt, b, c],
+            Self::GatedDelta { q, k, v, dt, beta, .. } => vec![q, k, v, dt, beta],
             Self::GatedAct { gate, up, .. } => std::iter::once(gate).chain(up).collect(),
             Self::Add { a, b } | Self::Mul { a, b } => vec![a, b],
             Self::Router { logits, .. } => vec![logits],
@@ -310,11 +346,34 @@ impl Op {
             Self::LayerNorm { gain, bias, .. } => gain.into_iter().chain(bias).collect(),
             Self::Rope { spec, .. } => vec![spec.freqs],
             Self::Attention { spec, .. } => spec.sinks.into_iter().collect(),
+            Self::ShortConv { spec, .. } => std::iter::once(spec.weight).chain(spec.bias).collect(),
+            Self::SsmScan { spec, .. } => vec![spec.a, spec.d, spec.dt_bias],
+            Self::GatedDelta { spec, .. } => vec![spec.a, spec.dt_bias],
             Self::Router { spec, .. } => spec.bias.into_iter().collect(),
             Self::Experts { spec, .. } => {
                 [Some(spec.gate_up), spec.gate_up_bias, Some(spec.down), spec.down_bias].into_iter().flatten().collect()
             }
             _ => vec![],
+        }
+    }
+
+    /// The state layer this operation keeps, if it does.
+    pub const fn state(&self) -> Option<usize> {
+        match self {
+            Self::ShortConv { spec, .. } => Some(spec.state),
+            Self::SsmScan { spec, .. } => Some(spec.state),
+            Self::GatedDelta { spec, .. } => Some(spec.state),
+            _ => None,
+        }
+    }
+
+    /// The shape of that state, from the shapes of the operation's inputs.
+    pub fn state_shape(&self, inputs: &[Shape]) -> Option<Shape> {
+        match self {
+            Self::ShortConv { spec, .. } => Some([spec.taps - 1, inputs[0].last()].into()),
+            Self::SsmScan { .. } => Some([inputs[0].dims()[1], inputs[2].last(), inputs[0].last()].into()),
+            Self::GatedDelta { .. } => Some([inputs[2].dims()[1], inputs[1].last(), inputs[2].last()].into()),
+            _ => None,
         }
     }
 
@@ -345,6 +404,11 @@ impl Op {
                 let each = (spec.gate_up.bytes() + spec.down.bytes()) / experts.max(1);
                 let values = (spec.gate_up.shape.elements() + spec.down.shape.elements()) as u64 / experts.max(1);
                 Cost { flops: 2 * chosen * values, bytes: each * chosen.min(experts) + read + out * 4 }
+            }
+            Self::ShortConv { .. } | Self::SsmScan { .. } | Self::GatedDelta { .. } => {
+                let state = self.state_shape(inputs).map_or(0, |s| s.elements()) as u64;
+                let moved = 2 * 4 * batch.seqs as u64 * state;
+                Cost { flops: 8 * batch.tokens as u64 * state, bytes: read + weights + moved + out * 4 }
             }
             Self::RmsNorm { .. } | Self::LayerNorm { .. } | Self::Rope { .. } | Self::GatedAct { .. } => plain(6 * out),
             _ => plain(out.max(read / 4)),

@@ -3,7 +3,7 @@
 
 use std::fmt::Write as _;
 
-use crate::{Arena, Batch, BatchShape, Cost, DType, Error, KvSpec, Op, Recorder, Result, Shape, Value};
+use crate::{Arena, Batch, BatchShape, Cost, DType, Error, KvSpec, Op, Recorder, Result, Shape, StateLayer, Value};
 
 /// One operation and its result.
 #[derive(Clone, Debug, PartialEq)]
@@ -68,7 +68,7 @@ impl Program {
             Err(Error::Record { path, message: format!("{}: {message}", node.op.name()) })
         };
         let again = Recorder::new(self.shape, self.block_tokens);
-        let mut layers = vec![];
+        let (mut layers, mut states) = (vec![], vec![]);
         for (i, node) in self.nodes.iter().enumerate() {
             if let Some(v) = node.op.inputs().iter().find(|v| v.index() >= i) {
                 return fail(i, format!("reads %{} before it is made", v.0));
@@ -81,6 +81,12 @@ impl Program {
                     return fail(i, format!("uses cache layer {} a second time", spec.layer));
                 }
                 layers.push(spec.layer);
+            }
+            if let Some(state) = node.op.state() {
+                if states.contains(&state) {
+                    return fail(i, format!("uses state layer {state} a second time"));
+                }
+                states.push(state);
             }
             let v = again.replay(node);
             let (shape, dtype) = (again.shape_of(v), again.dtype(v));
@@ -130,6 +136,28 @@ impl Program {
                 let (path, layer) = (node.path.clone(), spec.layer);
                 let message = format!("attention: cache layer {layer} does not hold k {k}, v {v}");
                 return Err(Error::Record { path, message });
+            }
+        }
+        Ok(())
+    }
+
+    /// True when the program reads and writes the state of sequences.
+    pub fn keeps_state(&self) -> bool {
+        self.nodes.iter().any(|n| n.op.state().is_some())
+    }
+
+    /// Checks that the reserved `layers` hold every state this program keeps.
+    ///
+    /// # Errors
+    /// [`Error::Record`] naming the node's path.
+    pub fn verify_state(&self, layers: &[StateLayer]) -> Result<()> {
+        for node in &self.nodes {
+            let Some(index) = node.op.state() else { continue };
+            let inputs: Vec<Shape> = node.op.inputs().iter().map(|v| self.node(*v).shape).collect();
+            let shape = node.op.state_shape(&inputs).expect("it keeps a state: this is a bug");
+            if layers.get(index).is_none_or(|l| l.shape != shape) {
+                let message = format!("{}: state layer {index} was not reserved for {shape}", node.op.name());
+                return Err(Error::Record { path: node.path.clone(), message });
             }
         }
         Ok(())

@@ -2,6 +2,8 @@
 //! never a `Result`; the first broken shape rule is kept with its layer path and comes out of [`Recorder::finish`].
 //! The reader of a model sees mathematics.
 
+mod recurrent;
+
 use std::cell::RefCell;
 use std::fmt::Display;
 
@@ -86,11 +88,14 @@ impl Recorder {
         self.push(Op::Linear { x, w, bias }, shape.with_last(out), DType::F32)
     }
 
-    /// Over the last dimension, which `gain [n]` must match. The factor is `offset + gain` (Gemma stores gain - 1).
+    /// Over the last dimension, which `gain [n]` must match, or `gain [groups * n]` the last two of `x [.., groups, n]`.
+    /// The factor is `offset + gain` (Gemma stores gain - 1).
     pub fn rms_norm(&self, x: Value, gain: Option<Weight>, offset: f32, eps: f32) -> Value {
         let shape = self.floats("rms_norm", x);
         if let Some(gain) = gain {
-            self.vector("rms_norm", gain, shape.last());
+            let last_two = shape.dims().iter().rev().take(2).product::<usize>();
+            let grouped = shape.rank() > 2 && gain.shape.elements() == last_two;
+            self.vector("rms_norm", gain, if grouped { last_two } else { shape.last() });
         }
         self.push(Op::RmsNorm { x, gain, offset, eps }, shape, DType::F32)
     }
@@ -300,6 +305,9 @@ impl Recorder {
             Op::LayerNorm { x, gain, bias, eps } => self.layer_norm(x, gain, bias, eps),
             Op::Rope { x, spec } => self.rope(x, spec),
             Op::Attention { q, k, v, spec } => self.attention(q, k, v, spec),
+            Op::ShortConv { x, spec } => self.short_conv(x, spec),
+            Op::SsmScan { x, dt, b, c, spec } => self.ssm_scan(x, dt, [b, c], spec),
+            Op::GatedDelta { q, k, v, dt, beta, spec } => self.gated_delta([q, k, v], dt, beta, spec),
             Op::GatedAct { gate, up: Some(up), act } => self.gated_act(gate, up, act),
             Op::GatedAct { gate, up: None, act } => self.act(gate, act),
             Op::Add { a, b } => self.add(a, b),

@@ -1,6 +1,6 @@
 //! Owns what the engine sees of a model: numbers to plan with and a function that records a step.
 
-use dualgauge_kernels::{KvLayer, Recorder, Value};
+use dualgauge_kernels::{KvLayer, Recorder, StateLayer, Value};
 
 use crate::Config;
 use crate::loader::Loader;
@@ -22,6 +22,8 @@ pub struct ModelSpec {
     pub context: usize,
     /// The K/V cache layers, in the order of `AttnSpec::layer`.
     pub kv_layers: Vec<KvLayer>,
+    /// What is kept of each sequence beside them, in the order of the recurrent operations' `state`.
+    pub state_layers: Vec<StateLayer>,
     /// Tokens that end an answer (`generation_config.json`, else `config.json`, else the tokenizer's).
     pub eos: Vec<u32>,
     /// Parameters, tied ones once.
@@ -40,6 +42,7 @@ impl ModelSpec {
             vocab: config.vocab,
             context: config.context,
             kv_layers: vec![layer; config.layers],
+            state_layers: vec![],
             eos: config.eos.clone(),
             parameters,
             weight_bytes,

@@ -73,6 +73,7 @@ pub fn run_with(
         query_start: vec![0, tokens as u32],
         context: vec![(before + tokens) as u32],
         block_table: table,
+        states: vec![1],
         rows: (0..tokens as u32).collect(),
         masks: masks.to_vec(),
     };

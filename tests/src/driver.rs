@@ -9,6 +9,9 @@ use dualgauge_models::{Checkpoint, Model, WeightDtype};
 use crate::pages::Pages;
 use crate::{Random, TestDevice};
 
+/// Prompts that one driver can take, and one.
+const STATE_SLOTS: usize = 64;
+
 /// A model on a device, with a paged cache.
 pub struct Driver {
     pub backend: Box<dyn Backend>,
@@ -38,6 +41,10 @@ impl Driver {
         let (block_tokens, dtype) = (backend.limits().block_tokens, backend.limits().kv_dtype);
         let spec = KvSpec { layers: model.spec().kv_layers.clone(), block_tokens, dtype };
         backend.reserve_kv(&spec, blocks).expect("the cache fits");
+        let states = &model.spec().state_layers;
+        if !states.is_empty() {
+            backend.reserve_state(states, STATE_SLOTS).expect("the states fit");
+        }
         Self { backend, model, pages: Pages::new(block_tokens, blocks, &mut Random::new(7)) }
     }
 

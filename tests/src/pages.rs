@@ -1,4 +1,4 @@
-//! Owns sequences in a paged cache, and turns what is to be computed next into a batch. A small stand-in for the
+//! Owns sequences in a paged cache, each with a state slot of its own, and turns what is to be computed next into a batch. A small stand-in for the
 //! engine's scheduler: it never frees and hands out blocks in random order.
 
 use dualgauge_kernels::{Batch, BatchShape, Limits};
@@ -74,6 +74,7 @@ impl Pages {
             }
             batch.query_start.push(batch.tokens.len() as u32);
             batch.context.push(end as u32);
+            batch.states.push(*number as u32 + 1);
             tables.push(sequence.blocks.clone());
             sequence.computed = end;
         }

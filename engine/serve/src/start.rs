@@ -99,6 +99,9 @@ pub fn start(args: &Args, mut timeline: Timeline, random: (u64, u64)) -> Result<
     say("weights", mebibytes(plan.weight_bytes));
     let (bytes, blocks, size) = (mebibytes(plan.kv_bytes), plan.blocks, plan.block_tokens);
     say("K/V", format!("{bytes} in {blocks} blocks of {size} tokens: {} tokens fit", plan.kv_tokens));
+    if plan.state_slots > 0 {
+        say("states", format!("{} in {} slots, one a running request", mebibytes(plan.state_bytes), plan.state_slots));
+    }
     say("arena", mebibytes(plan.arena_bytes));
     let (context, seqs, tokens) = (plan.max_model_len, plan.max_num_seqs, plan.max_num_batched_tokens);
     say("limits", format!("context {context} tokens, {seqs} requests at once, {tokens} tokens a step"));

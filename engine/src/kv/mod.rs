@@ -1,14 +1,16 @@
-//! Owns the K/V blocks as numbers: who holds which, which are kept for later, which are free. Knows no device and no
-//! values; block 0 is never lent.
+//! Owns the K/V blocks as numbers: who holds which, which are kept for later, which are free; and the slots of state
+//! that go with them. Knows no device and no values; block 0 is never lent.
 
 mod pool;
 mod prefix;
+mod slots;
 mod table;
 
 pub use table::BlockTable;
 
 use pool::BlockPool;
 use prefix::PrefixCache;
+use slots::StateSlots;
 
 use crate::metrics::BlockCounts;
 
@@ -17,6 +19,7 @@ use crate::metrics::BlockCounts;
 pub struct KvBlocks {
     pool: BlockPool,
     prefix: PrefixCache,
+    states: StateSlots,
     block_tokens: usize,
     caching: bool,
 }
@@ -24,7 +27,19 @@ pub struct KvBlocks {
 impl KvBlocks {
     /// `blocks` counts block 0.
     pub fn new(blocks: usize, block_tokens: usize, caching: bool) -> Self {
-        Self { pool: BlockPool::new(blocks), prefix: PrefixCache::new(blocks), block_tokens, caching }
+        let (pool, prefix) = (BlockPool::new(blocks), PrefixCache::new(blocks));
+        Self { pool, prefix, states: StateSlots::new(0), block_tokens, caching }
+    }
+
+    /// As [`Self::new`] for a model that keeps a state: every table that has blocks has one of `slots` slots, which
+    /// count slot 0. Nothing is cached: a computed block tells nothing of the state after it.
+    pub fn with_states(blocks: usize, block_tokens: usize, slots: usize) -> Self {
+        Self { states: StateSlots::new(slots), ..Self::new(blocks, block_tokens, false) }
+    }
+
+    /// True when sequences have a state beside their blocks.
+    pub fn keeps_state(&self) -> bool {
+        self.states.are_needed()
     }
 
     pub fn block_tokens(&self) -> usize {
@@ -65,12 +80,17 @@ impl KvBlocks {
         table
     }
 
-    /// Lends blocks until `table` has room for `tokens`. False, and nothing changed, when there are not enough.
+    /// Lends blocks until `table` has room for `tokens`, and a state slot where one is needed. False, and nothing changed,
+    /// when there are not enough.
     #[must_use]
     pub fn grow(&mut self, table: &mut BlockTable, tokens: usize) -> bool {
         let missing = self.blocks_for(tokens).saturating_sub(table.len());
         if missing > self.available() {
             return false;
+        }
+        if self.states.are_needed() && table.state() == 0 {
+            let Some(slot) = self.states.take() else { return false };
+            table.set_state(slot);
         }
         for _ in 0..missing {
             let block = self.pool.take().unwrap_or_else(|| {
@@ -109,13 +129,21 @@ impl KvBlocks {
         while let Some(block) = table.pop() {
             self.let_go(block, forget);
         }
+        if table.state() != 0 {
+            self.states.give(table.state());
+            table.set_state(0);
+        }
     }
 
     /// Checks every promise of this file against `tables`, the tables of all sequences.
     ///
     /// # Errors
     /// One line saying which is broken.
-    pub fn verify<'a>(&self, tables: impl Iterator<Item = &'a BlockTable>) -> Result<(), String> {
+    pub fn verify<'a>(&self, tables: impl Iterator<Item = &'a BlockTable> + Clone) -> Result<(), String> {
+        self.states.verify(tables.clone().map(BlockTable::state).filter(|slot| *slot != 0))?;
+        if let Some(table) = tables.clone().find(|t| (t.state() != 0) != (self.keeps_state() && !t.is_empty())) {
+            return Err(format!("a table of {} blocks has state slot {}", table.len(), table.state()));
+        }
         let mut holders = vec![0u32; self.pool.total() + 1];
         for block in tables.flat_map(|t| t.iter()) {
             holders[*block as usize] += 1;
@@ -196,6 +224,22 @@ mod tests {
         assert!(kv.find(None, &tokens).is_empty());
         assert_eq!(kv.counts().free, 8);
         kv.verify(std::iter::empty()).unwrap();
+    }
+
+    #[test]
+    fn a_table_with_blocks_has_a_state_slot_of_its_own() {
+        let mut kv = KvBlocks::with_states(9, 4, 3);
+        let [mut a, mut b, mut c] = [(); 3].map(|()| BlockTable::default());
+        assert!(kv.grow(&mut a, 5) && kv.grow(&mut b, 1) && kv.grow(&mut a, 9));
+        assert!(a.state() != b.state() && a.state() * b.state() != 0);
+        assert!(!kv.grow(&mut c, 1), "both slots are lent");
+        assert_eq!((c.len(), c.state()), (0, 0));
+        kv.verify([&a, &b, &c].into_iter()).unwrap();
+        kv.release(&mut a, false);
+        assert!(kv.grow(&mut c, 1) && a.state() == 0);
+        kv.verify([&a, &b, &c].into_iter()).unwrap();
+        let twice = BlockTable::default();
+        assert!(kv.verify([&a, &twice, &c].into_iter()).is_err(), "b's slot and blocks are lost");
     }
 
     #[test]

@@ -16,12 +16,14 @@ mod math;
 mod matrix;
 mod pool;
 mod product;
+mod recurrent;
 mod round;
 mod router;
 mod rows;
 mod rowwise;
 mod run;
 mod schedule;
+mod state;
 mod tail;
 mod tile;
 mod topology;
@@ -40,11 +42,12 @@ use self::matrix::Matrix;
 use self::pool::Pool;
 use self::run::{Runner, Scratch, Stored, Values, Weights};
 use self::schedule::Schedule;
+use self::state::States;
 pub(crate) use self::topology::parse_list;
 use crate::backend::{Backend, DeviceInfo, DeviceSpec, Limits, Output, Precision, ProgramId, Ticket};
 use crate::{
-    Batch, BatchShape, Candidate, DType, Error, Format, HostTensor, KvSpec, Op, Probe, Program, Result, Value, Weight,
-    WeightId,
+    Batch, BatchShape, Candidate, DType, Error, Format, HostTensor, KvSpec, Op, Probe, Program, Result, StateLayer,
+    Value, Weight, WeightId,
 };
 
 /// Looks (about 15 ns each) at an idle pool before a worker parks: longer than the host's work between two steps.
@@ -97,6 +100,7 @@ pub(crate) fn open(spec: &DeviceSpec) -> Result<Box<dyn Backend>> {
         owner: None,
         weights: Weights::default(),
         cache: None,
+        states: None,
         programs: HashMap::new(),
         next_program: 0,
         arena: Buffer::zeroed(0),
@@ -126,6 +130,7 @@ struct Cpu {
     owner: Option<ThreadId>,
     weights: Weights,
     cache: Option<KvCache>,
+    states: Option<States>,
     programs: HashMap<ProgramId, Compiled>,
     next_program: u32,
     /// One for all programs, as large as the largest asks for.
@@ -197,6 +202,11 @@ impl Backend for Cpu {
         Ok(())
     }
 
+    fn reserve_state(&mut self, layers: &[StateLayer], slots: usize) -> Result<()> {
+        self.states = Some(States::reserve(layers, slots)?);
+        Ok(())
+    }
+
     fn compile(&mut self, program: &Program) -> Result<ProgramId> {
         self.check(program)?;
         let schedule = Schedule::make(program, false)?;
@@ -237,7 +247,7 @@ impl Backend for Cpu {
     }
 
     /// Runs the last batch once more, with memory of its own for every value. What the step writes into the cache is what
-    /// is there already.
+    /// is there already; a state would be gone on from twice.
     fn probe(&mut self, program: ProgramId, v: Value) -> Result<Probe> {
         let batch = match self.last.take() {
             Some((id, batch)) if id == program => batch,
@@ -246,7 +256,13 @@ impl Backend for Cpu {
                 return Err(failed("the program to look into is not the one that ran last"));
             }
         };
+        let goes_on = (0..batch.shape.seqs).any(|seq| !batch.query(seq).is_empty() && !batch.begins(seq));
         let compiled = self.programs.remove(&program).ok_or_else(|| failed("the program was released"))?;
+        if goes_on && compiled.program.keeps_state() {
+            self.programs.insert(program, compiled);
+            let what = "looking into a step that went on from a state; look at one that begins its sequences".into();
+            return Err(Error::Unsupported { device: DEVICE, what });
+        }
         let done = Schedule::make(&compiled.program, true).and_then(|schedule| {
             self.grow(schedule.arena_bytes);
             self.step(&compiled.program, &schedule, &batch)?;
@@ -273,6 +289,7 @@ impl Cpu {
     /// What the kernels rely on, beside what [`Program::verify`] checks.
     fn check(&self, program: &Program) -> Result<()> {
         program.verify()?;
+        program.verify_state(self.states.as_ref().map_or(&[], |s| &s.layers))?;
         let unsupported = |what: String| Err(Error::Unsupported { device: DEVICE, what });
         for node in &program.nodes {
             if let Some(w) = node.op.weights().iter().find(|w| w.id.0 as usize >= self.weights.0.len()) {
@@ -313,6 +330,9 @@ impl Cpu {
         // Without a cache no step can touch it, and any place is as good.
         let blocks = self.cache.as_ref().map_or(usize::MAX, |c| c.blocks);
         batch.verify(BLOCK_TOKENS, blocks).map_err(|e| failed(&e))?;
+        if program.keeps_state() {
+            batch.verify_states(self.states.as_ref().map_or(0, |s| s.slots)).map_err(|e| failed(&e))?;
+        }
         let masks = if program.tail.masked { shape.rows * program.vocab().div_ceil(32) } else { 0 };
         if !batch.masks.is_empty() && batch.masks.len() != masks {
             return Err(failed(&format!("masks has {} words, the program takes {masks}", batch.masks.len())));
@@ -328,6 +348,7 @@ impl Cpu {
             pool: &self.pool,
             weights: &self.weights,
             cache: self.cache.as_mut(),
+            states: self.states.as_mut(),
             scratch: &mut self.scratch,
             batch,
             values: Values::new(&mut self.arena),

@@ -91,7 +91,7 @@ impl Rowwise<'_> {
                     sum
                 }
             };
-            lanes::run(self.vectors, NormRows { norm, x, n, out });
+            lanes::run(self.vectors, NormRows { norm, x, n, first: range.start, out });
         });
     }
 
@@ -189,6 +189,7 @@ impl Kernel for Pairwise<'_> {
 pub(crate) struct Norm<'a> {
     /// Subtract the mean, and divide by the deviation from it.
     pub(crate) centred: bool,
+    /// As long as a row, or as a number of rows that take turns.
     pub(crate) gain: Option<&'a [f32]>,
     /// Added to the gain.
     pub(crate) offset: f32,
@@ -200,6 +201,8 @@ struct NormRows<'a> {
     norm: Norm<'a>,
     x: &'a [f32],
     n: usize,
+    /// Number of the first row.
+    first: usize,
     out: &'a mut [f32],
 }
 
@@ -208,8 +211,10 @@ impl Kernel for NormRows<'_> {
 
     #[inline(always)]
     fn run<L: Lanes>(self) {
-        let Self { norm, x, n, out } = self;
-        for (x, out) in x.chunks_exact(n).zip(out.chunks_exact_mut(n)) {
+        let Self { norm, x, n, first, out } = self;
+        let groups = norm.gain.map_or(1, |gain| gain.len() / n);
+        for (row, (x, out)) in x.chunks_exact(n).zip(out.chunks_exact_mut(n)).enumerate() {
+            let group = (first + row) % groups * n;
             let count = n as f32;
             let mean = if norm.centred { total::<L, false>(x, 0.0) / count } else { 0.0 };
             let m = L::splat(mean);
@@ -219,7 +224,7 @@ impl Kernel for NormRows<'_> {
                 let at = i * LANES;
                 let mut y = L::load_part(x).sub(m).mul(factor);
                 if let Some(gain) = norm.gain {
-                    y = y.mul(L::load_part(&gain[at..]).add(L::splat(norm.offset)));
+                    y = y.mul(L::load_part(&gain[group + at..]).add(L::splat(norm.offset)));
                 }
                 if let Some(bias) = norm.bias {
                     y = y.add(L::load_part(&bias[at..]));

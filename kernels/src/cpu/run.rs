@@ -9,9 +9,11 @@ use super::lanes::Vectors;
 use super::matrix::Matrix;
 use super::pool::Pool;
 use super::product::{self, Product};
+use super::recurrent::{Conv, Delta, Recurrent, Scan};
 use super::rows::{Apart, Rows, pack_rows};
 use super::rowwise::{Norm, Rotation, Rowwise};
 use super::schedule::{AttentionStep, NormStep, Part, Schedule, Span, Step};
+use super::state::States;
 use super::tail;
 use crate::{Batch, Candidate, Error, ExpertsSpec, Result, Weight, WeightId};
 
@@ -111,6 +113,7 @@ pub(crate) struct Runner<'a> {
     pub(crate) pool: &'a Pool,
     pub(crate) weights: &'a Weights,
     pub(crate) cache: Option<&'a mut KvCache>,
+    pub(crate) states: Option<&'a mut States>,
     pub(crate) scratch: &'a mut Scratch,
     pub(crate) batch: &'a Batch,
     pub(crate) values: Values,
@@ -158,6 +161,7 @@ impl Runner<'_> {
                     rowwise.rope(rotation, values.read(*x), *heads, *dim, values.to(*out));
                 }
                 Step::Attention(attention) => self.attention(attention, schedule),
+                Step::Conv { .. } | Step::Scan { .. } | Step::Delta { .. } => self.recurrent(step),
                 Step::Map { f, a, b, n, out } => {
                     let b = b.map_or(&[][..], |b| values.read(b));
                     rowwise.map(*f, values.read(*a), b, *n, values.to(*out));
@@ -261,6 +265,42 @@ impl Runner<'_> {
             };
             let plan = &self.scratch.plans[step.form];
             attention.run(self.vectors, self.pool, plan, &mut self.scratch.attention);
+        }
+    }
+
+    /// # Safety
+    /// As for [`Self::step`].
+    unsafe fn recurrent(&mut self, step: &Step) {
+        let states = self.states.as_mut().expect("compiled after the states were reserved: this is a bug");
+        let (weights, values) = (self.weights, self.values);
+        let mut on =
+            |state| Recurrent { vectors: self.vectors, pool: self.pool, batch: self.batch, cells: states.layer(state) };
+        // SAFETY: the caller's; the batch was verified against these states.
+        unsafe {
+            match step {
+                Step::Conv { x, channels, spec, out } => {
+                    let (weight, bias) = (weights.vector(spec.weight), spec.bias.map(|b| weights.vector(b)));
+                    let (channels, taps, act) = (*channels, spec.taps, spec.act);
+                    let conv = Conv { x: values.read(*x), channels, taps, weight, bias, act };
+                    on(spec.state).conv(&conv, values.to(*out));
+                }
+                Step::Scan { inputs, shape, spec, out } => {
+                    let [x, dt, b, c] = inputs.map(|span| values.read(span));
+                    let [heads, dim, groups, n] = *shape;
+                    let [a, d, dt_bias] = [spec.a, spec.d, spec.dt_bias].map(|w| weights.vector(w));
+                    let dt_limit = spec.dt_limit;
+                    let scan = Scan { x, dt, b, c, heads, dim, groups, n, a, d, dt_bias, dt_limit };
+                    on(spec.state).scan(&scan, values.to(*out));
+                }
+                Step::Delta { inputs, shape, spec, out } => {
+                    let [q, k, v, dt, beta] = inputs.map(|span| values.read(span));
+                    let [heads, v_dim, k_heads, k_dim] = *shape;
+                    let [a, dt_bias] = [spec.a, spec.dt_bias].map(|w| weights.vector(w));
+                    let delta = Delta { q, k, v, dt, beta, heads, v_dim, k_heads, k_dim, a, dt_bias };
+                    on(spec.state).delta(&delta, values.to(*out));
+                }
+                _ => unreachable!("only recurrent steps come here: this is a bug"),
+            }
         }
     }
 

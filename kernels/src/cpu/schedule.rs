@@ -6,7 +6,9 @@
 
 use super::attention::Form;
 use super::rowwise::Map;
-use crate::{Arena, DType, Error, Op, Program, Result, RopeSpec, RouterSpec, Value, Weight};
+use crate::{
+    Arena, ConvSpec, DType, DeltaSpec, Error, Op, Program, Result, RopeSpec, RouterSpec, ScanSpec, Value, Weight,
+};
 
 /// Where a value lies: byte offset into the arena, and how many elements it has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,6 +75,26 @@ pub(crate) enum Step {
         out: Span,
     },
     Attention(AttentionStep),
+    Conv {
+        x: Span,
+        channels: usize,
+        spec: ConvSpec,
+        out: Span,
+    },
+    /// `inputs`: x, dt, b, c; `shape`: heads, dim, groups, n.
+    Scan {
+        inputs: [Span; 4],
+        shape: [usize; 4],
+        spec: ScanSpec,
+        out: Span,
+    },
+    /// `inputs`: q, k, v, dt, beta; `shape`: heads, v_dim, k_heads, k_dim.
+    Delta {
+        inputs: [Span; 5],
+        shape: [usize; 4],
+        spec: DeltaSpec,
+        out: Span,
+    },
     Map {
         f: Map,
         a: Span,
@@ -168,6 +190,7 @@ impl Schedule {
         let node = program.node(value);
         let (out, shape) = (span(value), node.shape);
         let width = |v: Value| program.node(v).shape.last();
+        let heads = |v: Value| program.node(v).shape.dims()[1];
         let step = match node.op {
             Op::Reshape { .. } => return Ok(()),
             Op::Tokens => Step::Tokens { out },
@@ -205,6 +228,15 @@ impl Schedule {
                 let form = position(&mut self.forms, form);
                 let (layer, sinks) = (spec.layer, spec.sinks);
                 Step::Attention(AttentionStep { q: span(q), k: span(k), v: span(v), out, form, layer, sinks })
+            }
+            Op::ShortConv { x, spec } => Step::Conv { x: span(x), channels: shape.last(), spec, out },
+            Op::SsmScan { x, dt, b, c, spec } => {
+                let inputs = [x, dt, b, c].map(span);
+                Step::Scan { inputs, shape: [heads(value), shape.last(), heads(b), width(b)], spec, out }
+            }
+            Op::GatedDelta { q, k, v, dt, beta, spec } => {
+                let inputs = [q, k, v, dt, beta].map(span);
+                Step::Delta { inputs, shape: [heads(value), shape.last(), heads(k), width(k)], spec, out }
             }
             Op::GatedAct { gate, up, act } => {
                 Step::Map { f: Map::Act(act), a: span(gate), b: up.map(span), n: shape.last(), out }
@@ -302,6 +334,7 @@ fn moved(mut op: Op, place: &[Value]) -> Op {
         | Op::RmsNorm { x, .. }
         | Op::LayerNorm { x, .. }
         | Op::Rope { x, .. }
+        | Op::ShortConv { x, .. }
         | Op::Scale { x, .. }
         | Op::Softcap { x, .. }
         | Op::SelectRows { x }
@@ -314,6 +347,8 @@ fn moved(mut op: Op, place: &[Value]) -> Op {
         | Op::TopK { x, .. }
         | Op::LogSumExp { x } => at(x),
         Op::Attention { q, k, v, .. } => [q, k, v].into_iter().for_each(at),
+        Op::SsmScan { x, dt, b, c, .. } => [x, dt, b, c].into_iter().for_each(at),
+        Op::GatedDelta { q, k, v, dt, beta, .. } => [q, k, v, dt, beta].into_iter().for_each(at),
         Op::GatedAct { gate, up, .. } => std::iter::once(gate).chain(up).for_each(at),
         Op::Add { a, b } | Op::Mul { a, b } => [a, b].into_iter().for_each(at),
         Op::Router { logits, .. } => at(logits),

@@ -78,6 +78,12 @@ impl Planner<'_> {
                 self.elements(name, total, &arguments)
             }
             Op::Linear { x, w, bias } => self.linear(out, x, w, bias, total / last),
+            Op::ShortConv { .. } | Op::SsmScan { .. } | Op::GatedDelta { .. } => {
+                Err(crate::backend::unsupported("cuda", op))
+            }
+            Op::RmsNorm { gain: Some(gain), .. } if gain.shape.elements() != last => {
+                Err(Error::Unsupported { device: "cuda", what: "rms_norm with a gain for groups".into() })
+            }
             Op::RmsNorm { x, gain, offset, eps } => {
                 let arguments = [out, self.at(x), self.optional(gain), F32(offset), F32(eps), u(last)];
                 self.rows("rms_norm", total / last, 128, &arguments)

@@ -80,7 +80,7 @@ mod tests {
             context: vec![6, 7],
             block_table: vec![1, 2, 0, 3, 4, 0],
             rows: vec![0, 1],
-            masks: vec![],
+            ..Batch::default()
         };
         let want = [10, 11, 5, 6, 20, 21, 1, 2, 0, 3, 4, 0, 0, 1, -1, -1, -1, -1];
         assert_eq!(layout.pack(&batch), want);

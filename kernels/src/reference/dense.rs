@@ -26,6 +26,11 @@ pub fn rms_norm(x: &Tensor, gain: Option<&Tensor>, offset: f32, eps: f32) -> Res
     let mean = x.sqr()?.mean_keepdim(D::Minus1)?;
     let y = x.broadcast_div(&plus(&mean, eps)?.sqrt()?)?;
     match gain {
+        // A gain for all groups of a row.
+        Some(gain) if gain.elem_count() > x.dim(D::Minus1)? => {
+            let groups = gain.reshape(((), x.dim(D::Minus1)?))?;
+            y.broadcast_mul(&plus(&groups, offset)?)
+        }
         Some(gain) => y.broadcast_mul(&plus(gain, offset)?),
         None => Ok(y),
     }

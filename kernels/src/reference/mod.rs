@@ -5,6 +5,7 @@
 mod attention;
 mod dense;
 mod experts;
+mod recurrent;
 mod step;
 mod tail;
 
@@ -13,11 +14,12 @@ use std::collections::HashMap;
 use candle_core::{Device, Tensor};
 
 use self::attention::Cache;
+use self::recurrent::States;
 use self::step::{Held, Step};
 use crate::backend::{Backend, DeviceInfo, DeviceSpec, Limits, Output, ProgramId, Ticket};
 use crate::{
-    Batch, BatchShape, DType, Error, Format, HostTensor, KvSpec, Probe, Program, Result, Value, Weight, WeightId,
-    format,
+    Batch, BatchShape, DType, Error, Format, HostTensor, KvSpec, Probe, Program, Result, StateLayer, Value, Weight,
+    WeightId, format,
 };
 
 pub(crate) fn open(_spec: &DeviceSpec) -> Result<Box<dyn Backend>> {
@@ -42,6 +44,7 @@ pub(crate) fn open(_spec: &DeviceSpec) -> Result<Box<dyn Backend>> {
         limits,
         weights: vec![],
         cache: None,
+        states: None,
         programs: HashMap::new(),
         next_program: 0,
         launches: 0,
@@ -60,6 +63,7 @@ struct Reference {
     /// Decoded to f32; the index is the id.
     weights: Vec<Tensor>,
     cache: Option<Cache>,
+    states: Option<States>,
     programs: HashMap<u32, Compiled>,
     next_program: u32,
     launches: u64,
@@ -118,8 +122,18 @@ impl Backend for Reference {
         Ok(())
     }
 
+    fn reserve_state(&mut self, layers: &[StateLayer], slots: usize) -> Result<()> {
+        let needed = StateLayer::slot_bytes(layers).saturating_mul(slots as u64);
+        if needed > KV_BYTES {
+            return Err(Error::OutOfMemory { what: "the states".into(), needed, free: KV_BYTES });
+        }
+        self.states = Some(States::new(layers, slots));
+        Ok(())
+    }
+
     fn compile(&mut self, program: &Program) -> Result<ProgramId> {
         program.verify()?;
+        program.verify_state(self.states.as_ref().map_or(&[], |s| &s.layers))?;
         if let Some(cache) = &self.cache {
             program.verify_kv(&cache.spec)?;
         } else if program.nodes.iter().any(|n| matches!(n.op, crate::Op::Attention { .. })) {
@@ -142,8 +156,11 @@ impl Backend for Reference {
         let compiled = self.programs.get_mut(&program.0).ok_or_else(|| failed("the program was released"))?;
         let blocks = self.cache.as_ref().map_or(usize::MAX, |c| c.blocks);
         compiled.program.accepts(batch, blocks).map_err(failed)?;
+        if compiled.program.keeps_state() {
+            batch.verify_states(self.states.as_ref().map_or(0, |s| s.slots)).map_err(failed)?;
+        }
         let mut step = Step { program: &compiled.program, batch, weights: &self.weights, values: vec![] };
-        step.run(self.cache.as_mut()).map_err(fault)?;
+        step.run(self.cache.as_mut(), self.states.as_mut()).map_err(fault)?;
         let output = step.output().map_err(fault)?;
         compiled.values = step.values;
         self.launches += 1;

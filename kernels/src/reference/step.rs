@@ -3,6 +3,7 @@
 use candle_core::{Device, Result, Tensor};
 
 use super::attention::{self, Cache};
+use super::recurrent::{self, States};
 use super::{dense, experts, tail};
 use crate::backend::{Candidate, Output};
 use crate::{Batch, DType, Op, Program, Value, Weight};
@@ -33,10 +34,10 @@ pub struct Step<'a> {
 }
 
 impl Step<'_> {
-    /// Runs all nodes. A program with attention needs the cache.
-    pub fn run(&mut self, mut cache: Option<&mut Cache>) -> Result<()> {
+    /// Runs all nodes. A program with attention needs the cache, one that keeps a state the states.
+    pub fn run(&mut self, mut cache: Option<&mut Cache>, mut states: Option<&mut States>) -> Result<()> {
         for node in &self.program.nodes {
-            let value = self.evaluate(&node.op, cache.as_deref_mut())?;
+            let value = self.evaluate(&node.op, cache.as_deref_mut(), states.as_deref_mut())?;
             self.values.push(value);
         }
         Ok(())
@@ -53,7 +54,8 @@ impl Step<'_> {
         Ok(Output { argmax: self.ids(outputs.argmax).to_vec(), top, log_sum_exp, logits })
     }
 
-    fn evaluate(&self, op: &Op, cache: Option<&mut Cache>) -> Result<Held> {
+    fn evaluate(&self, op: &Op, cache: Option<&mut Cache>, states: Option<&mut States>) -> Result<Held> {
+        let kept = || states.expect("compile asks for states where one is kept: this is a bug");
         let float = |x: Result<Tensor>| x.map(Held::Floats);
         let x = |v: Value| self.floats(v);
         let w = |w: &Weight| &self.weights[w.id.0 as usize];
@@ -73,6 +75,18 @@ impl Step<'_> {
                 let sinks = spec.sinks.map(|s| w(&s).to_vec1()).transpose()?;
                 cache.store(self.batch, spec.layer, x(*k), x(*v))?;
                 float(attention::attend(cache, self.batch, x(*q), spec, sinks.as_deref()))
+            }
+            Op::ShortConv { x: v, spec } => {
+                let (weight, bias) = (w(&spec.weight), maybe(&spec.bias));
+                float(recurrent::short_conv(kept(), self.batch, x(*v), weight, bias, spec))
+            }
+            Op::SsmScan { x: v, dt, b, c, spec } => {
+                let (inputs, vectors) = ([x(*v), x(*dt), x(*b), x(*c)], [&spec.a, &spec.d, &spec.dt_bias].map(w));
+                float(recurrent::ssm_scan(kept(), self.batch, inputs, vectors, spec))
+            }
+            Op::GatedDelta { q, k, v, dt, beta, spec } => {
+                let inputs = [q, k, v, dt, beta].map(|v| x(*v));
+                float(recurrent::gated_delta(kept(), self.batch, inputs, [&spec.a, &spec.dt_bias].map(w), spec))
             }
             Op::GatedAct { gate, up, act } => float(dense::gated_act(x(*gate), up.map(x), *act)),
             Op::Add { a, b } => float(x(*a).broadcast_add(x(*b))),

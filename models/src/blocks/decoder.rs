@@ -1,7 +1,7 @@
 //! Owns the frame of decoder models: embedding, layers of two parts each with norms around them, last norm, head.
 //! Where norms stand and what is scaled are explicit options; what the parts are, a family decides. Knows no family.
 
-use dualgauge_kernels::{KvLayer, Recorder, Value, Weight};
+use dualgauge_kernels::{KvLayer, Recorder, StateLayer, Value, Weight};
 
 use super::{Attention, AttentionOptions, Linear, Mlp, MlpOptions, Norm, NormKind, rope};
 use crate::loader::Loader;
@@ -15,6 +15,27 @@ pub trait Part: Send {
     /// What the part keeps of each token; in the order of layers these are the model's K/V cache layers.
     fn kv(&self) -> Option<KvLayer> {
         None
+    }
+
+    /// What the part keeps of each sequence; in the order of layers these are the model's state layers.
+    fn states(&self) -> Vec<StateLayer> {
+        vec![]
+    }
+
+    /// False for a part that is not there, which is passed over.
+    fn is_there(&self) -> bool {
+        true
+    }
+}
+
+/// A part that is not there: the other is all of its layer.
+impl Part for () {
+    fn forward(&self, _g: &Recorder, x: Value) -> Value {
+        x
+    }
+
+    fn is_there(&self) -> bool {
+        false
     }
 }
 
@@ -173,7 +194,8 @@ impl Decoder {
             false => Linear::load(loader, o.names.head, c.vocab, c.hidden, o.head_bias)?,
         };
         let kv_layers = layers.iter().flat_map(|l| [l.attention.kv(), l.feed.kv()]).flatten().collect();
-        let spec = ModelSpec { kv_layers, ..ModelSpec::of(c, family, loader) };
+        let state_layers = layers.iter().flat_map(|l| [l.attention.states(), l.feed.states()]).flatten().collect();
+        let spec = ModelSpec { kv_layers, state_layers, ..ModelSpec::of(c, family, loader) };
         Ok(Box::new(Self { spec, embed, layers, norm, head, options: *o }))
     }
 
@@ -211,6 +233,10 @@ impl Model for Decoder {
             let seen = normed(g, &l.before_attention, x);
             let attended = normed(g, &l.after_attention, l.attention.forward(g, seen));
             let known = g.add(x, scaled(g, attended, o.residual_scale));
+            if !l.feed.is_there() {
+                x = known;
+                continue;
+            }
             let input = match (o.parallel, &l.before_feed) {
                 (true, None) => seen,
                 (true, norm) => normed(g, norm, x),

@@ -14,7 +14,15 @@ impl Lowering<'_> {
         let gain = self.float_weight(gain)?;
         let gain = if offset == 0.0 { gain } else { self.shifted(gain, offset) };
         let dims = self.b.dims(y);
-        let gain = self.along_last(gain, &dims);
+        let gain = match self.b.dims(gain)[0] == dims[dims.len() - 1] {
+            true => self.along_last(gain, &dims),
+            false => {
+                // A gain for all groups of a row.
+                let at = dims.len() - 2;
+                let gain = self.b.reshape(gain, &dims[at..]);
+                self.b.broadcast(gain, &dims, &[at, at + 1])
+            }
+        };
         Ok(self.b.binary(Binary::Multiply, y, gain))
     }
 

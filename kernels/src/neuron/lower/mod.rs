@@ -142,6 +142,9 @@ impl Lowering<'_> {
             Op::LayerNorm { x, gain, bias, eps } => self.layer_norm(x, gain, bias, eps)?,
             Op::Rope { x, spec } => self.rope(x, &spec)?,
             Op::Attention { q, k, v, spec } => self.attention(q, k, v, &spec)?,
+            Op::ShortConv { .. } | Op::SsmScan { .. } | Op::GatedDelta { .. } => {
+                return Err(crate::backend::unsupported("neuron", op));
+            }
             Op::GatedAct { gate, up, act } => self.gated_act(gate, up, act),
             Op::Add { a, b } => self.pairwise(Binary::Add, a, b),
             Op::Mul { a, b } => self.pairwise(Binary::Multiply, a, b),
