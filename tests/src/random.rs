@@ -69,24 +69,39 @@ impl Random {
 
     fn block(&mut self, format: Format, deviation: f32) -> Vec<u8> {
         let mut bytes: Vec<u8> = (0..format.block_bytes()).map(|_| self.bits() as u8).collect();
-        if format == Format::Mxfp4 {
-            bytes[0] = (127.0 + (deviation / 3.0).log2()).round() as u8 - (self.bits() & 1) as u8;
-            return bytes;
-        }
-        // Where the scales lie, and how large codes are in the middle.
-        let (scale_at, codes) = match format {
-            Format::Q8_0 => (0, 74.0),
-            Format::Q4_0 | Format::Q4_1 => (0, 4.6),
-            Format::Q6K => (208, 18.5 * 74.0),
-            _ => unreachable!("plain formats have no blocks"),
+        // How large codes, times the scales of their groups, are in the middle; and the scale they begin with.
+        let (codes, signs) = match format {
+            Format::Q8_0 | Format::Int8G32 | Format::Int8G128 => (74.0, true),
+            Format::Q4_0 | Format::Q4_1 | Format::Int4G32 | Format::Int4G128 => (4.6, true),
+            Format::Q5_0 | Format::Q5_1 => (9.2, true),
+            Format::Q2K => (1.1 * 8.7, true),
+            Format::Q3K => (2.3 * 18.5, true),
+            Format::Q4K => (4.6 * 36.0, true),
+            Format::Q5K => (9.2 * 36.0, true),
+            Format::Q6K => (18.5 * 74.0, true),
+            Format::Iq4Nl => (69.0, true),
+            Format::Iq4Xs => (69.0 * 18.5, true),
+            Format::Mxfp4 => (3.0, false),
+            Format::Fp8G32 | Format::Fp8G128 => (120.0, true),
+            Format::F32 | Format::F16 | Format::Bf16 => unreachable!("plain formats have no blocks"),
         };
-        let sign = if self.flip() { 1.0 } else { -1.0 };
-        let scale = sign * deviation * (0.5 + self.unit()) / codes;
-        bytes[scale_at..scale_at + 2].copy_from_slice(&format::encode(Format::F16, &[scale]));
-        if format == Format::Q4_1 {
-            let minimum = -scale * 15.0 * self.unit();
-            bytes[2..4].copy_from_slice(&format::encode(Format::F16, &[minimum]));
+        if matches!(format, Format::Fp8G32 | Format::Fp8G128) {
+            bytes.iter_mut().filter(|b| **b & 0x7f == 0x7f).for_each(|b| *b ^= 1);
         }
+        if matches!(format, Format::Int4G32 | Format::Int4G128) {
+            bytes[4] %= 17;
+        }
+        let sign = if signs && self.flip() { 1.0 } else { -1.0 };
+        let scale = sign * deviation * (0.5 + self.unit()) / codes;
+        let minimum = match format {
+            Format::Q4_1 => -scale * 15.0,
+            Format::Q5_1 => -scale * 31.0,
+            Format::Q2K => scale * 3.0,
+            Format::Q4K => scale * 15.0,
+            _ => scale * 31.0,
+        };
+        let values = [scale, minimum * self.unit()];
+        format::scales(format).iter().zip(values).for_each(|(place, value)| place.write(&mut bytes, value));
         bytes
     }
 }

@@ -61,12 +61,12 @@ fn experts() {
     let limited = Act::ClampedSwiglu { alpha: 1.702, limit: 2.0 };
     let options =
         [(Act::Silu, false, false), (Act::GeluTanh, false, true), (limited, true, true), (Act::Silu, true, false)];
-    for (seed, format) in (900..).zip(Format::ALL.iter().cycle().take(14)) {
+    for (seed, format) in (900..).zip(Format::ALL.iter().cycle().take(22)) {
         let format = *format;
         let (act, interleaved, biased) = options[seed as usize % options.len()];
         let tokens = TOKENS[seed as usize % TOKENS.len()];
         let hidden = if format.block_len() == 1 { 40 } else { 256 };
-        let inner = if format == Format::Q6K { 256 } else { 96 };
+        let inner = if format.block_len() > 32 { 256 } else { 96 };
         let what =
             format!("{format} hidden {hidden}, inner {inner}, {act:?}, interleaved {interleaved}, bias {biased}");
         // Two products one after another, an activation between them.

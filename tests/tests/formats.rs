@@ -6,13 +6,12 @@ use dualgauge_tests::Random;
 /// Blocks and values from ggml's own decoder. Formats of one product are exact; a multiply and an add may round apart.
 #[test]
 fn formats_decode_as_the_goldens_say() {
-    let cases = [
-        (Format::Q8_0, "q8_0", 0.0),
-        (Format::Q4_0, "q4_0", 0.0),
-        (Format::Q4_1, "q4_1", 1e-6),
-        (Format::Q6K, "q6_k", 1e-6),
-    ];
-    for (format, name, relative) in cases {
+    use Format as F;
+    let exact = [F::Q8_0, F::Q4_0, F::Q5_0, F::Iq4Nl];
+    let rounded = [F::Q4_1, F::Q5_1, F::Q2K, F::Q3K, F::Q4K, F::Q5K, F::Q6K, F::Iq4Xs];
+    let cases = exact.map(|f| (f, 0.0)).into_iter().chain(rounded.map(|f| (f, 1e-6)));
+    for (format, relative) in cases {
+        let name = format.name();
         let path = format!("{}/fixtures/quant/{name}.json", env!("CARGO_MANIFEST_DIR"));
         let text = std::fs::read_to_string(&path).expect("the fixture is there");
         let golden: serde_json::Value = serde_json::from_str(&text).expect("the fixture is JSON");

@@ -21,7 +21,7 @@ fn embed() {
 #[test]
 fn linear() {
     let mut random = Random::new(7);
-    for (seed, format) in (200..).zip(Format::ALL.iter().cycle().take(42)) {
+    for (seed, format) in (200..).zip(Format::ALL.iter().cycle().take(44)) {
         let format = *format;
         let tokens = TOKENS[seed as usize % TOKENS.len()];
         let inner = match format.block_len() {

@@ -93,7 +93,7 @@ impl Backend for Reference {
         let format = if tensor.shape.rank() <= 1 { Format::F32 } else { format };
         let mut values = tensor.to_f32();
         if format != tensor.format && format != Format::F32 {
-            if format == Format::Q6K || format.bytes(tensor.shape.last()).is_none() {
+            if !format::encodes(format) || format.bytes(tensor.shape.last()).is_none() {
                 let what = format!("storing {} {} as {format}", tensor.name, tensor.shape);
                 return Err(Error::Unsupported { device: DEVICE, what });
             }

@@ -22,7 +22,7 @@ pub struct LlamaShape {
     pub kv_heads: usize,
     pub context: usize,
     pub tied: bool,
-    /// How matrices are stored. Q6_K cannot be made.
+    /// How matrices are stored: a format that [`format::encodes`].
     pub format: Format,
 }
 
@@ -176,7 +176,7 @@ mod tests {
 
     #[test]
     fn every_format_that_can_be_made_fits_the_tiny_shape() {
-        for kind in Format::ALL.into_iter().filter(|f| *f != Format::Q6K) {
+        for kind in Format::ALL.into_iter().filter(|f| format::encodes(*f) && f.block_len() <= 64) {
             let random = Random { seed: 1, tied: false, format: kind };
             assert_eq!(random.tensor("x", &[4, 64]).format, kind);
             assert_eq!(random.tensor("x", &[64]).format, Format::F32);

@@ -54,6 +54,13 @@ pub(super) trait Dots {
     unsafe fn float(x: Self::Ints) -> Self::Floats;
     unsafe fn of_halves(from: *const u8) -> Self::Floats;
     unsafe fn of_bytes(from: *const u8) -> Self::Floats;
+    unsafe fn of_floats(from: *const u8) -> Self::Floats;
+    /// Bytes as unsigned i32.
+    unsafe fn words(from: *const u8) -> Self::Ints;
+    /// Byte `k` of each i32, 0 to 3.
+    unsafe fn byte(x: Self::Ints, k: usize) -> Self::Ints;
+    /// Values of 8-bit floats below 256; what would be a NaN is 480.
+    unsafe fn of_e4m3(x: Self::Ints) -> Self::Floats;
     /// Half of E8M0 scales, as [`crate::format::mxfp4_scale`] has them.
     unsafe fn of_exponents(from: *const u8) -> Self::Floats;
     unsafe fn all(x: f32) -> Self::Floats;
@@ -63,6 +70,9 @@ pub(super) trait Dots {
     /// Writes the first `count` columns.
     unsafe fn store(to: *mut f32, count: usize, x: Self::Floats);
 }
+
+/// What moves the exponent of a widened E4M3 to that of an f32, and makes its subnormals normal: 2^120.
+const E4M3_BIAS: f32 = f32::from_bits((127 + 120) << 23);
 
 /// AVX-512 F, BW, VL and VNNI.
 pub(super) struct Vnni512;
@@ -177,8 +187,35 @@ macro_rules! registers512 {
             unsafe { _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128(table.as_ptr().cast())), indices) }
         }
         #[inline(always)]
+        unsafe fn of_floats(from: *const u8) -> __m512 {
+            unsafe { _mm512_loadu_ps(from.cast()) }
+        }
+        #[inline(always)]
+        unsafe fn words(from: *const u8) -> __m512i {
+            unsafe { _mm512_cvtepu8_epi32(_mm_loadu_si128(from.cast())) }
+        }
+        #[inline(always)]
+        unsafe fn byte(x: __m512i, k: usize) -> __m512i {
+            unsafe { _mm512_and_si512(_mm512_srl_epi32(x, _mm_cvtsi32_si128(k as i32 * 8)), _mm512_set1_epi32(255)) }
+        }
+        #[inline(always)]
+        unsafe fn of_e4m3(x: __m512i) -> __m512 {
+            unsafe {
+                let magnitude = _mm512_slli_epi32::<20>(_mm512_and_si512(x, _mm512_set1_epi32(0x7f)));
+                let sign = _mm512_slli_epi32::<24>(_mm512_and_si512(x, _mm512_set1_epi32(0x80)));
+                let small = _mm512_castsi512_ps(_mm512_or_si512(magnitude, sign));
+                _mm512_mul_ps(small, _mm512_set1_ps(E4M3_BIAS))
+            }
+        }
+        #[inline(always)]
         unsafe fn of_exponents(from: *const u8) -> __m512 {
-            unsafe { crate::cpu::matrix::avx512::mxfp4_scale(from) }
+            unsafe {
+                let e = Self::words(from);
+                let normal = _mm512_slli_epi32::<23>(_mm512_sub_epi32(e, _mm512_set1_epi32(1)));
+                let is_small = _mm512_cmplt_epi32_mask(e, _mm512_set1_epi32(2));
+                let small = _mm512_mask_sllv_epi32(normal, is_small, _mm512_set1_epi32(0x0020_0000), e);
+                _mm512_castsi512_ps(small)
+            }
         }
         #[inline(always)]
         unsafe fn float(x: __m512i) -> __m512 {
@@ -246,8 +283,35 @@ macro_rules! registers256 {
             unsafe { _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(_mm_loadu_si128(table.as_ptr().cast())), indices) }
         }
         #[inline(always)]
+        unsafe fn of_floats(from: *const u8) -> __m256 {
+            unsafe { _mm256_loadu_ps(from.cast()) }
+        }
+        #[inline(always)]
+        unsafe fn words(from: *const u8) -> __m256i {
+            unsafe { _mm256_cvtepu8_epi32(_mm_loadl_epi64(from.cast())) }
+        }
+        #[inline(always)]
+        unsafe fn byte(x: __m256i, k: usize) -> __m256i {
+            unsafe { _mm256_and_si256(_mm256_srl_epi32(x, _mm_cvtsi32_si128(k as i32 * 8)), _mm256_set1_epi32(255)) }
+        }
+        #[inline(always)]
+        unsafe fn of_e4m3(x: __m256i) -> __m256 {
+            unsafe {
+                let magnitude = _mm256_slli_epi32::<20>(_mm256_and_si256(x, _mm256_set1_epi32(0x7f)));
+                let sign = _mm256_slli_epi32::<24>(_mm256_and_si256(x, _mm256_set1_epi32(0x80)));
+                let small = _mm256_castsi256_ps(_mm256_or_si256(magnitude, sign));
+                _mm256_mul_ps(small, _mm256_set1_ps(E4M3_BIAS))
+            }
+        }
+        #[inline(always)]
         unsafe fn of_exponents(from: *const u8) -> __m256 {
-            unsafe { crate::cpu::matrix::avx2::mxfp4_scale(from) }
+            unsafe {
+                let e = Self::words(from);
+                let normal = _mm256_slli_epi32::<23>(_mm256_sub_epi32(e, _mm256_set1_epi32(1)));
+                let small = _mm256_sllv_epi32(_mm256_set1_epi32(0x0020_0000), e);
+                let is_small = _mm256_cmpgt_epi32(_mm256_set1_epi32(2), e);
+                _mm256_castsi256_ps(_mm256_blendv_epi8(normal, small, is_small))
+            }
         }
         #[inline(always)]
         unsafe fn float(x: __m256i) -> __m256 {

@@ -1,16 +1,17 @@
-//! 8-, 6- and 4-bit weights x int8 activations -> f32, on every instruction set of x86; [`Dots`] are its registers.
+//! Weights of integer codes, 2 to 8 bits, x int8 activations -> f32, on every instruction set of x86; [`Dots`] are its
+//! registers, [`super::unpack`] reads the weights.
 //!
 //! Activations have one f32 scale a row and 32 k: what Q8_0 x Q8_0 means, with a scale that is not rounded to f16.
 //! rows     `[block][k / 32]( [8 quads][row][4 k] i8, tail )`
-//! tail     q8_0, q4_0, mxfp4   `[row] i32, [row] f32 scale`      the i32 is -offset * sum of the 32 values
-//!          q4_1         `[row] f32, [row] f32 scale`      the f32 is scale * sum
-//!          q6_k         `[2 halves][row] i32, [row] f32 scale`   the i32 are -32 * sum of 16 values
+//! tail     weights with an offset    `[halves][row] i32, [row] f32 scale`   the i32 is -offset * sum of the values
+//!          weights with a minimum    `[halves][row] f32, [row] f32 scale`   the f32 is scale * sum
+//!          one half of 32 values, or two of 16 where the format has scales of 16 (q2_k, q3_k, q6_k)
 //! tile     512 bits: 6 rows x 2 lines of 16 columns, int32 and f32 accumulators side by side
 //!          256 bits: up to 2 rows x 4 lines of 8 columns, or up to 6 rows x 2 lines, twice
 //!
 //! The weights are the unsigned operand, so their offset is paid for on the row side, once a group and row. Integer sums
-//! are exact; only the f32 fold rounds, one multiply-add a group, groups in order (two for q4_1: its minimum times the
-//! sum of the activations; two for q6_k: its halves). So all instruction sets give the same bits.
+//! are exact; only the f32 fold rounds, one multiply-add a half, in order, and one more for a minimum times the sum of
+//! the activations. So all instruction sets give the same bits.
 //!
 //! Tolerance: rounding the activations to 8 bits, 0.5 % of the product's norm for smooth rows, 1.2 % with 30-fold
 //! outliers; with activations on the grid, below 1e-6.
@@ -20,11 +21,12 @@
 
 use std::arch::x86_64::*;
 
+use super::blocks::{Blocks, Values};
 use super::dots::{Dots, Pairs256, Pairs512, Vnni256, Vnni512};
-use super::panel::{COLUMNS, NIBBLES, Q6K_GROUP, unit_bytes};
-use super::{Format, Tile};
+use super::panel::COLUMNS;
+use super::unpack::{blocks, minimum_of, quad_of, scale_of};
+use super::{Format, Tile, each_integer_format};
 use crate::cpu::isa::Isa;
-use crate::format::MXFP4_CODES;
 
 /// Most rows of a block.
 pub(in crate::cpu) const BLOCK_ROWS: usize = 6;
@@ -38,39 +40,30 @@ pub(in crate::cpu) enum Tail {
     ScaledSum,
     /// -offset * sum of each half, scale.
     Halves(i32),
+    /// scale * sum of each half, scale.
+    ScaledHalves,
 }
 
 impl Tail {
     pub(super) fn of(format: Format) -> Self {
-        match format {
-            Format::Q8_0 => Self::Offset(128),
-            Format::Q4_0 => Self::Offset(8),
-            Format::Q4_1 => Self::ScaledSum,
-            Format::Q6K => Self::Halves(32),
-            Format::Mxfp4 => Self::Offset(12),
-            _ => unreachable!("{format} is not multiplied in int8: this is a bug"),
+        let b = Blocks::of(format);
+        match (b.values, b.halves()) {
+            (Values::E4m3, _) => unreachable!("{format} is not multiplied in int8: this is a bug"),
+            (Values::Plain, 1) => Self::ScaledSum,
+            (Values::Plain, _) => Self::ScaledHalves,
+            (_, 1) => Self::Offset(i32::from(b.offset())),
+            _ => Self::Halves(i32::from(b.offset())),
         }
     }
 
     pub(in crate::cpu) fn bytes(self) -> usize {
-        if matches!(self, Self::Halves(_)) { 12 } else { 8 }
+        if matches!(self, Self::Halves(_) | Self::ScaledHalves) { 12 } else { 8 }
     }
 }
 
-const Q8_0: u8 = Format::Q8_0 as u8;
-const Q4_0: u8 = Format::Q4_0 as u8;
-const Q4_1: u8 = Format::Q4_1 as u8;
-const Q6K: u8 = Format::Q6K as u8;
-const MXFP4: u8 = Format::Mxfp4 as u8;
-
-/// Largest weight as stored; [`Dots`] has what 255 means.
-const fn largest(format: u8) -> i32 {
-    match format {
-        Q8_0 => 255,
-        Q6K => 63,
-        MXFP4 => 24,
-        _ => 15,
-    }
+/// Whether the format's codes are integers.
+pub(super) fn multiplies(format: Format) -> bool {
+    format.is_quantised() && Blocks::of(format).values != Values::E4m3
 }
 
 /// Which registers and instructions multiply.
@@ -98,33 +91,26 @@ impl Instructions {
 /// # Safety
 /// The machine has the instructions; the pointers of `t` are as [`Tile`] says, for `count` rows.
 pub(super) unsafe fn run(instructions: Instructions, format: Format, t: &Tile, count: usize) {
-    macro_rules! rows {
+    macro_rules! tiles {
         ($entry:ident, $format:ident, $($mr:literal $nr:literal),*) => {
             match count {
-                $($mr => unsafe { $entry::<$format, $mr, $nr>(t) },)*
+                $($mr => unsafe { $entry::<{ Format::$format as u8 }, $mr, $nr>(t) },)*
                 _ => unreachable!("a block has 1 to 6 rows: this is a bug"),
             }
         };
     }
-    macro_rules! formats {
-        ($entry:ident, $($tiles:tt)*) => {
-            match format {
-                Format::Q8_0 => rows!($entry, Q8_0, $($tiles)*),
-                Format::Q4_0 => rows!($entry, Q4_0, $($tiles)*),
-                Format::Q4_1 => rows!($entry, Q4_1, $($tiles)*),
-                Format::Q6K => rows!($entry, Q6K, $($tiles)*),
-                Format::Mxfp4 => rows!($entry, MXFP4, $($tiles)*),
-                _ => unreachable!("{format} is not multiplied in int8: this is a bug"),
+    macro_rules! rows {
+        ($format:ident) => {
+            match instructions {
+                Instructions::Vnni512 => tiles!(vnni512, $format, 1 2, 2 2, 3 2, 4 2, 5 2, 6 2),
+                Instructions::Pairs512 => tiles!(pairs512, $format, 1 2, 2 2, 3 2, 4 2, 5 2, 6 2),
+                Instructions::Vnni256 => tiles!(vnni256, $format, 1 4, 2 4, 3 2, 4 2, 5 2, 6 2),
+                Instructions::Pairs256 => tiles!(pairs256, $format, 1 4, 2 4, 3 2, 4 2, 5 2, 6 2),
             }
         };
     }
     // SAFETY: the caller's promise.
-    match instructions {
-        Instructions::Vnni512 => formats!(vnni512, 1 2, 2 2, 3 2, 4 2, 5 2, 6 2),
-        Instructions::Pairs512 => formats!(pairs512, 1 2, 2 2, 3 2, 4 2, 5 2, 6 2),
-        Instructions::Vnni256 => formats!(vnni256, 1 4, 2 4, 3 2, 4 2, 5 2, 6 2),
-        Instructions::Pairs256 => formats!(pairs256, 1 4, 2 4, 3 2, 4 2, 5 2, 6 2),
-    }
+    each_integer_format!(format, rows)
 }
 
 macro_rules! entry {
@@ -154,15 +140,18 @@ entry!(pairs256, Pairs256, "avx2,fma,f16c");
 unsafe fn kernel<D: Dots, const F: u8, const MR: usize, const NR: usize>(t: &Tile, line: usize) {
     // SAFETY: the panel and the block hold `groups` groups; stores end at `columns`.
     unsafe {
-        let (halves, groups_of_unit) = if F == Q6K { (2, 8) } else { (1, 1) };
-        let (largest, quads) = (largest(F), 8 / halves);
+        let b = blocks::<F>();
+        let (halves, scaled, largest) = (b.halves(), matches!(b.values, Values::Plain), i32::from(b.largest()));
+        let quads = 8 / halves;
         let depth = 1 << D::depth(largest).min(quads).ilog2();
         let mut sum = [[D::all(0.0); NR]; MR];
-        let (mut rows, mut weights) = (t.rows.cast::<i32>(), t.weights);
-        let groups = t.units * groups_of_unit;
+        let mut rows = t.rows.cast::<i32>();
+        let groups = t.units * b.groups;
         let mut fetch = (t.fetch.from, if line == 0 { t.fetch.lines } else { 0 });
         let lines_a_group = t.fetch.lines.div_ceil(groups);
         for g in 0..groups {
+            let unit = t.weights.add(g / b.groups * b.unit_bytes());
+            let (shared, group) = (unit.add(b.groups * b.group_bytes()), unit.add(g % b.groups * b.group_bytes()));
             for _ in 0..lines_a_group.min(fetch.1) {
                 _mm_prefetch::<_MM_HINT_T1>(fetch.0.cast());
                 fetch = (fetch.0.wrapping_add(64), fetch.1 - 1);
@@ -171,7 +160,7 @@ unsafe fn kernel<D: Dots, const F: u8, const MR: usize, const NR: usize>(t: &Til
             let row_scales = start.add(halves * MR).cast::<f32>();
             for h in 0..halves {
                 let mut dot = [[D::begin(0); NR]; MR];
-                if F != Q4_1 {
+                if !scaled {
                     for (r, dot) in dot.iter_mut().enumerate() {
                         *dot = [D::begin(start.add(h * MR + r).read_unaligned()); NR];
                     }
@@ -184,7 +173,7 @@ unsafe fn kernel<D: Dots, const F: u8, const MR: usize, const NR: usize>(t: &Til
                     for quad in h * quads + run * depth..h * quads + (run + 1) * depth {
                         let mut w = [D::weights(D::splat(0), largest); NR];
                         for (n, w) in w.iter_mut().enumerate() {
-                            *w = D::weights(quad_of::<D, F>(weights, quad, line + n), largest);
+                            *w = D::weights(quad_of::<D, F>(group, quad, line + n), largest);
                         }
                         for (r, partial) in partial.iter_mut().enumerate() {
                             let x = D::splat(rows.add(quad * MR + r).read_unaligned());
@@ -198,32 +187,25 @@ unsafe fn kernel<D: Dots, const F: u8, const MR: usize, const NR: usize>(t: &Til
                     }
                 }
                 for n in 0..NR {
-                    let scale = scale_of::<D, F>(weights, g, h, line + n);
+                    let scale = scale_of::<D, F>(group, shared, h, line + n);
                     for (r, (sum, dot)) in sum.iter_mut().zip(&dot).enumerate() {
                         let scale = D::mul(scale, D::all(row_scales.add(r).read_unaligned()));
                         let mut dot = dot[n];
-                        if F != Q4_1 {
+                        if !scaled {
                             dot = D::end(dot, start.add(h * MR + r).read_unaligned(), largest);
                         }
                         sum[n] = D::fma(D::float(dot), scale, sum[n]);
                     }
-                    if F == Q4_1 {
-                        let minimum = D::of_halves(weights.add(NIBBLES + 64 + (line + n) * D::COLUMNS * 2));
+                    if scaled {
+                        let minimum = minimum_of::<D, F>(group, shared, h, line + n);
                         for (r, sum) in sum.iter_mut().enumerate() {
-                            let total = D::all(start.add(r).cast::<f32>().read_unaligned());
+                            let total = D::all(start.add(h * MR + r).cast::<f32>().read_unaligned());
                             sum[n] = D::fma(total, minimum, sum[n]);
                         }
                     }
                 }
             }
             rows = row_scales.add(MR).cast();
-            weights = weights.add(match F {
-                Q8_0 => unit_bytes(Format::Q8_0),
-                Q4_0 => unit_bytes(Format::Q4_0),
-                Q4_1 => unit_bytes(Format::Q4_1),
-                MXFP4 => unit_bytes(Format::Mxfp4),
-                _ => Q6K_GROUP + if g % 8 == 7 { 64 } else { 0 },
-            });
         }
         for (r, sum) in sum.into_iter().enumerate() {
             for (n, sum) in sum.into_iter().enumerate() {
@@ -231,61 +213,6 @@ unsafe fn kernel<D: Dots, const F: u8, const MR: usize, const NR: usize>(t: &Til
                 D::store(t.out.wrapping_add(r * t.stride + column), t.columns.saturating_sub(column), sum);
             }
         }
-    }
-}
-
-/// [`Dots::COLUMNS`] columns x 4 k of line `n`, unsigned.
-///
-/// # Safety
-/// `group` starts a group of 32 k.
-#[inline(always)]
-unsafe fn quad_of<D: Dots, const F: u8>(group: *const u8, quad: usize, n: usize) -> D::Ints {
-    // SAFETY: lines of the group.
-    unsafe {
-        let group = group.add(n * D::COLUMNS * 4);
-        if F == Q8_0 {
-            return D::load(group.add(quad * 128));
-        }
-        let both = D::load(group.add(quad % 4 * 128));
-        let nibbles = D::and(if quad < 4 { both } else { D::right::<4>(both) }, D::splat(0x0f0f_0f0f));
-        if F == MXFP4 {
-            return D::look_up(&MXFP4_CODES.map(|code| (code + 12) as u8), nibbles);
-        }
-        if F != Q6K {
-            return nibbles;
-        }
-        let pairs = D::load(group.add(NIBBLES + quad / 4 * 128));
-        let pairs = match quad % 4 {
-            0 => D::left::<4>(pairs),
-            1 => D::left::<2>(pairs),
-            2 => pairs,
-            _ => D::right::<2>(pairs),
-        };
-        D::or(nibbles, D::and(pairs, D::splat(0x3030_3030)))
-    }
-}
-
-/// The weights' scales of line `n`, for half `h` of group `g` of its panel.
-///
-/// # Safety
-/// `group` starts group `g`.
-#[inline(always)]
-unsafe fn scale_of<D: Dots, const F: u8>(group: *const u8, g: usize, h: usize, n: usize) -> D::Floats {
-    // SAFETY: scales of the group, and of its unit.
-    unsafe {
-        if F == MXFP4 {
-            return D::of_exponents(group.add(NIBBLES + n * D::COLUMNS));
-        }
-        let at = match F {
-            Q8_0 => 1024,
-            Q6K => (8 - g % 8) * Q6K_GROUP,
-            _ => NIBBLES,
-        };
-        let scale = D::of_halves(group.add(at + n * D::COLUMNS * 2));
-        if F != Q6K {
-            return scale;
-        }
-        D::mul(scale, D::of_bytes(group.add(NIBBLES + 256 + h * COLUMNS + n * D::COLUMNS)))
     }
 }
 
@@ -331,6 +258,10 @@ pub(in crate::cpu) unsafe fn pack_block(x: &[f32], inner: usize, count: usize, t
                     Tail::Offset(offset) => [-offset * sum, scale.to_bits() as i32, 0],
                     Tail::ScaledSum => [(scale * sum as f32).to_bits() as i32, scale.to_bits() as i32, 0],
                     Tail::Halves(offset) => [-offset * sums[0], -offset * sums[1], scale.to_bits() as i32],
+                    Tail::ScaledHalves => {
+                        let [first, second] = sums.map(|sum| (scale * sum as f32).to_bits() as i32);
+                        [first, second, scale.to_bits() as i32]
+                    }
                 };
                 for (i, word) in words.iter().take(tail.bytes() / 4).enumerate() {
                     to.add((8 + i) * count + row).write_unaligned(*word);

@@ -1,8 +1,6 @@
 //! The two laws of the kernels, for every path, format and precision that this machine can run: right within the stated
 //! tolerance against an f64 product of the decoded weights, and blind to the batch.
 
-use half::f16;
-
 use super::*;
 use crate::cpu::rows::pack_rows;
 
@@ -53,7 +51,7 @@ fn products_of_activations_on_the_grid_are_exact_sums() {
 fn all_instruction_sets_give_the_same_bits_in_int8() {
     let pool = Pool::new(2, 100).expect("threads start");
     let paths: Vec<Isa> = Isa::paths().into_iter().filter(|isa| int8::Instructions::of(*isa).is_some()).collect();
-    for format in Format::ALL.into_iter().filter(|f| f.is_quantised()) {
+    for format in Format::ALL.into_iter().filter(|f| int8::multiplies(*f)) {
         for (out, inner) in [(65, 256), (40, 768), (96, 2048)] {
             let mut x = noise(7 * inner, 11);
             x.iter_mut().step_by(193).for_each(|v| *v *= 30.0);
@@ -232,36 +230,32 @@ fn multiply(w: &Matrix, pool: &Pool, x: &[f32], m: usize) -> Vec<f32> {
     out
 }
 
-/// Random weights; q6_k, which nothing encodes, from random blocks with reasonable scales.
+/// Random weights; formats that nothing encodes from random codes with reasonable scales.
 fn tensor(format: Format, out: usize, inner: usize) -> HostTensor<'static> {
-    let values = noise(out * inner, 1);
-    let bytes = if format == Format::Q6K {
-        let mut bytes: Vec<u8> = noise(out * inner / 256 * 210, 9).iter().map(|v| (v * 1e6) as i32 as u8).collect();
-        for (i, block) in bytes.chunks_mut(210).enumerate() {
-            block[208..].copy_from_slice(&f16::from_f32(1e-3 * (i % 7 + 1) as f32).to_le_bytes());
+    let bytes = if format::encodes(format) {
+        format::encode(format, &noise(out * inner, 1))
+    } else {
+        let (len, bytes) = (format.block_len(), format.block_bytes());
+        let mut bytes: Vec<u8> = noise(out * inner / len * bytes, 9).iter().map(|v| (v * 1e6) as i32 as u8).collect();
+        for (i, block) in bytes.chunks_mut(format.block_bytes()).enumerate() {
+            for (scale, value) in format::scales(format).iter().zip([1e-3, -4e-3]) {
+                scale.write(block, value * (i % 7 + 1) as f32);
+            }
         }
         bytes
-    } else {
-        format::encode(format, &values)
     };
     HostTensor::new("w", [out, inner], format, bytes).expect("whole")
 }
 
 /// The same with the first rows' weights all ones or all zeros in storage, the largest sums there are.
 fn extreme(t: HostTensor<'static>) -> HostTensor<'static> {
-    let scales = match t.format {
-        Format::Q6K => 192..210,
-        Format::Q4_1 => 0..4,
-        Format::Mxfp4 => 0..1,
-        _ => 0..2,
-    };
     let mut bytes = t.bytes.into_owned();
     let row_bytes = bytes.len() / t.shape.dims()[0];
     for (i, block) in bytes[..4 * row_bytes].chunks_mut(t.format.block_bytes()).enumerate() {
-        let fill = if t.format == Format::Q8_0 { [0x80, 0x7f] } else { [0xff, 0] };
-        for (_, b) in block.iter_mut().enumerate().filter(|(at, _)| !scales.contains(at)) {
-            *b = fill[i % 2];
-        }
+        let values: Vec<f32> = format::scales(t.format).iter().map(|scale| scale.read(block)).collect();
+        let signed = matches!(t.format, Format::Q8_0 | Format::Int8G32 | Format::Int8G128);
+        block.fill(if signed { [0x80, 0x7f] } else { [0xff, 0] }[i % 2]);
+        format::scales(t.format).iter().zip(values).for_each(|(scale, value)| scale.write(block, value));
     }
     HostTensor::new(t.name, t.shape, t.format, bytes).expect("as long as before")
 }

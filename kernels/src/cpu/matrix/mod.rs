@@ -24,12 +24,17 @@ pub(super) mod int8;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod blocks;
+#[cfg(target_arch = "x86_64")]
+mod decoded;
 #[cfg(target_arch = "x86_64")]
 mod dots;
 #[cfg(test)]
 mod laws;
 mod panel;
 mod portable;
+#[cfg(target_arch = "x86_64")]
+mod unpack;
 
 use std::ops::Range;
 
@@ -38,6 +43,49 @@ use super::isa::Isa;
 use super::pool::Pool;
 use super::rows::{Apart, RowKind, RowLayout, Rows};
 use crate::{Error, Format, HostTensor, Precision, Result, format};
+
+/// Runs `$rows!(FORMAT)` for the format of `$format`, one of those whose codes are integers.
+#[cfg(target_arch = "x86_64")]
+macro_rules! each_integer_format {
+    ($format:expr, $rows:ident) => {
+        match $format {
+            Format::Q8_0 => $rows!(Q8_0),
+            Format::Q4_0 => $rows!(Q4_0),
+            Format::Q4_1 => $rows!(Q4_1),
+            Format::Q5_0 => $rows!(Q5_0),
+            Format::Q5_1 => $rows!(Q5_1),
+            Format::Q2K => $rows!(Q2K),
+            Format::Q3K => $rows!(Q3K),
+            Format::Q4K => $rows!(Q4K),
+            Format::Q5K => $rows!(Q5K),
+            Format::Q6K => $rows!(Q6K),
+            Format::Iq4Nl => $rows!(Iq4Nl),
+            Format::Iq4Xs => $rows!(Iq4Xs),
+            Format::Mxfp4 => $rows!(Mxfp4),
+            Format::Int8G32 => $rows!(Int8G32),
+            Format::Int8G128 => $rows!(Int8G128),
+            Format::Int4G32 => $rows!(Int4G32),
+            Format::Int4G128 => $rows!(Int4G128),
+            other => unreachable!("{other} has no integer codes: this is a bug"),
+        }
+    };
+}
+#[cfg(target_arch = "x86_64")]
+use each_integer_format;
+
+/// As [`each_integer_format`], for all block formats.
+#[cfg(target_arch = "x86_64")]
+macro_rules! each_block_format {
+    ($format:expr, $rows:ident) => {
+        match $format {
+            Format::Fp8G32 => $rows!(Fp8G32),
+            Format::Fp8G128 => $rows!(Fp8G128),
+            format => each_integer_format!(format, $rows),
+        }
+    };
+}
+#[cfg(target_arch = "x86_64")]
+use each_block_format;
 
 /// One weight matrix `[out, in]`, in the layout its kernels want.
 pub(crate) struct Matrix {
@@ -85,7 +133,7 @@ impl Matrix {
             );
             return Err(Error::Unsupported { device: "cpu", what: reason });
         }
-        if to == Format::Q6K && t.format != to {
+        if !format::encodes(to) && t.format != to {
             let what = format!("converting {} from {} to {to}; keep it as {} or bf16", t.name, t.format, t.format);
             return Err(Error::Unsupported { device: "cpu", what });
         }
@@ -231,7 +279,7 @@ impl Kernel {
         #[cfg(target_arch = "x86_64")]
         if precision == Precision::Native {
             match int8::Instructions::of(isa) {
-                Some(instructions) if format.is_quantised() => return Self::Int8(instructions),
+                Some(instructions) if int8::multiplies(format) => return Self::Int8(instructions),
                 _ if format == Format::Bf16 && isa == Isa::Avx512Bf16Vnni => return Self::Bf16,
                 _ => {}
             }

@@ -4,9 +4,10 @@
 //! 32 k of a panel are decoded once into the L1, `[32 k][32 columns]`, for all rows of the block. Sums run over k in
 //! order; multiply and add round apart unless the target has fused multiply-add in its base.
 
+use super::blocks::{Blocks, Planes, Scales, Values};
 use super::{Tile, panel};
 use crate::Format;
-use crate::format::{MXFP4_CODES, mxfp4_scale};
+use crate::format::mxfp4_scale;
 
 /// Most rows of a block: what one decoding is shared by.
 pub(super) const BLOCK_ROWS: usize = 16;
@@ -86,65 +87,96 @@ fn decode(format: Format, panel: &[u8], first: usize, len: usize, out: &mut Deco
                 }
             })
         }
-        Format::Q8_0 => {
-            let scale = halves(&unit[1024..1088]);
-            for (quad, line) in out.chunks_exact_mut(4).zip(unit.chunks_exact(128)) {
-                spread(quad, line, |q| q, 128.0, &scale);
-            }
-        }
-        Format::Q4_0 | Format::Q4_1 => {
-            let scale = halves(&unit[panel::NIBBLES..][..64]);
+        _ => {
+            let b = Blocks::of(format);
+            let group = &unit[first % panel::unit_len(format) / 32 * b.group_bytes()..][..b.group_bytes()];
+            let shared = &unit[b.groups * b.group_bytes()..b.unit_bytes()];
+            let table = b.table();
+            let halves = [0, 1].map(|half| scales(b, group, shared, half));
             for (i, quad) in out.chunks_exact_mut(4).enumerate() {
-                let (line, shift) = (&unit[i % 4 * 128..][..128], i / 4 * 4);
-                let offset = if format == Format::Q4_0 { 8.0 } else { 0.0 };
-                spread(quad, line, |q| q >> shift & 0x0f0f_0f0f, offset, &scale);
-            }
-            if format == Format::Q4_1 {
-                let minimum = halves(&unit[panel::NIBBLES + 64..][..64]);
-                for out in out.iter_mut() {
-                    out.iter_mut().zip(&minimum).for_each(|(o, m)| *o += m);
+                let mut line = codes(b, group, i);
+                if let Some(table) = table {
+                    line.iter_mut().for_each(|code| *code = table[usize::from(*code)]);
                 }
-            }
-        }
-        Format::Mxfp4 => {
-            let mut scale = [0f32; 32];
-            scale.iter_mut().zip(&unit[panel::NIBBLES..]).for_each(|(s, e)| *s = mxfp4_scale(*e));
-            for (i, quad) in out.chunks_exact_mut(4).enumerate() {
-                let mut line = [0u8; 128];
-                for (line, codes) in line.iter_mut().zip(&unit[i % 4 * 128..]) {
-                    *line = (MXFP4_CODES[usize::from(codes >> (i / 4 * 4) & 15)] + 12) as u8;
-                }
-                spread(quad, &line, |q| q, 12.0, &scale);
-            }
-        }
-        Format::Q6K => {
-            let group = &unit[first % 256 / 32 * panel::Q6K_GROUP..][..panel::Q6K_GROUP];
-            let whole = halves(&unit[8 * panel::Q6K_GROUP..][..64]);
-            let mut scale = [0f32; 32];
-            for (i, quad) in out.chunks_exact_mut(4).enumerate() {
-                if i % 4 == 0 {
-                    let scales = &group[panel::NIBBLES + 256 + i / 4 * 32..][..32];
-                    for ((s, w), q) in scale.iter_mut().zip(&whole).zip(scales) {
-                        *s = w * f32::from(*q as i8);
+                let (scale, minimum) = halves[i / 4];
+                match b.values {
+                    Values::E4m3 => spread(quad, &line, e4m3, &scale),
+                    Values::Plain => {
+                        spread(quad, &line, |q| q as i32 as f32, &scale);
+                        for out in quad {
+                            out.iter_mut().zip(&minimum).for_each(|(o, m)| *o += m);
+                        }
+                    }
+                    _ => {
+                        let offset = f32::from(b.offset());
+                        spread(quad, &line, |q| q as i32 as f32 - offset, &scale);
                     }
                 }
-                let (low, high) = (&group[i % 4 * 128..][..128], &group[panel::NIBBLES + i / 4 * 128..][..128]);
-                let mut line = [0u8; 128];
-                for ((line, low), high) in line.iter_mut().zip(low).zip(high) {
-                    *line = low >> (i / 4 * 4) & 15 | (high >> (i % 4 * 2) & 3) << 4;
-                }
-                spread(quad, &line, |q| q, 32.0, &scale);
             }
         }
     }
 }
 
-/// A line of 32 columns x 4 k bytes to 4 k x 32 columns: `(byte - offset) * scale`.
+/// The codes of quad `i`, `[32 columns][4 k]`.
+fn codes(b: Blocks, group: &[u8], i: usize) -> [u8; 128] {
+    let line = |at: usize| <[u8; 128]>::try_from(&group[at..at + 128]).expect("a line: this is a bug");
+    let nibbles = || line(i % 4 * 128).map(|codes| codes >> (i / 4 * 4) & 15);
+    let pairs = |at: usize| line(at + i / 4 * 128).map(|codes| codes >> (i % 4 * 2) & 3);
+    let bits = |at: usize| line(at).map(|codes| codes >> i & 1);
+    let join = |mut low: [u8; 128], high: [u8; 128], by: usize| {
+        low.iter_mut().zip(high).for_each(|(low, high)| *low |= high << by);
+        low
+    };
+    match b.planes {
+        Planes::Bytes => line(i * 128),
+        Planes::Nibbles => nibbles(),
+        Planes::NibblesBits => join(nibbles(), bits(512), 4),
+        Planes::NibblesPairs => join(nibbles(), pairs(512), 4),
+        Planes::Pairs => pairs(0),
+        Planes::PairsBits => join(pairs(0), bits(256), 2),
+    }
+}
+
+/// Scales and minima of all columns, for half `half` of a group.
+fn scales(b: Blocks, group: &[u8], shared: &[u8], half: usize) -> ([f32; 32], [f32; 32]) {
+    let own = &group[b.code_bytes()..];
+    let none = [0.0; 32];
+    let map = |from: &[u8], value: fn(u8) -> f32| -> [f32; 32] { std::array::from_fn(|i| value(from[i])) };
+    let times = |a: [f32; 32], b: [f32; 32]| -> [f32; 32] { std::array::from_fn(|i| a[i] * b[i]) };
+    let floats = || -> [f32; 32] { std::array::from_fn(|i| f32::from_bits(word(&shared[i * 4..]))) };
+    match b.scales {
+        Scales::Half => (halves(own), none),
+        Scales::HalfMinimum => (halves(own), halves(&own[64..])),
+        Scales::E8m0 => (map(own, mxfp4_scale), none),
+        Scales::Halves => (times(halves(shared), map(&own[half * 32..], |q| f32::from(q as i8))), none),
+        Scales::Byte => (times(halves(shared), map(own, |q| f32::from(q as i8))), none),
+        Scales::ByteMinimum => {
+            let minimum = times(halves(&shared[64..]), map(&own[32..], |q| -f32::from(q)));
+            (times(halves(shared), map(own, f32::from)), minimum)
+        }
+        Scales::NibblesMinimum => {
+            let own = &own[half * 32..];
+            let minimum = times(halves(&shared[64..]), map(own, |q| -f32::from(q >> 4)));
+            (times(halves(shared), map(own, |q| f32::from(q & 15))), minimum)
+        }
+        Scales::Float => (floats(), none),
+        Scales::FloatZero => (floats(), times(floats(), map(&shared[128..], |q| -f32::from(q)))),
+    }
+}
+
+/// As [`crate::format::e4m3`] but for NaN, which is 480: no weight has it.
 #[inline(always)]
-fn spread(out: &mut [[f32; 32]], line: &[u8], bits: impl Fn(u32) -> u32, offset: f32, scale: &[f32; 32]) {
+fn e4m3(code: u32) -> f32 {
+    // Moving the exponent's bias is one multiplication, which normalises subnormals too.
+    f32::from_bits((code & 0x7f) << 20 | (code & 0x80) << 24) * f32::from_bits((127 + 120) << 23)
+}
+
+/// A line of 32 columns x 4 k bytes to 4 k x 32 columns: `value(byte) * scale`.
+#[inline(always)]
+fn spread(out: &mut [[f32; 32]], line: &[u8; 128], value: impl Fn(u32) -> f32, scale: &[f32; 32]) {
     for (k, out) in out.iter_mut().enumerate() {
         for ((out, b), scale) in out.iter_mut().zip(line.chunks_exact(4)).zip(scale) {
-            *out = ((bits(word(b)) >> (k * 8) & 255) as i32 as f32 - offset) * scale;
+            *out = value(word(b) >> (k * 8) & 255) * scale;
         }
     }
 }
