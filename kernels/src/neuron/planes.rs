@@ -36,6 +36,7 @@ pub(super) fn fields(format: Format) -> Option<&'static [Field]> {
         Format::Q4_1 => &Q4_1,
         Format::Q6K => &Q6K,
         Format::Mxfp4 => &MXFP4,
+        _ => return None,
     })
 }
 
