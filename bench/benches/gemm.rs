@@ -1,7 +1,8 @@
 //! Matrix products of the CPU device, through the public door: all linear layers of SmolLM2-135M in one step, and each of
 //! its shapes alone. Reports the share of what this machine can do, as [`roofline`] measures it.
 //!
-//! `cargo bench -p dualgauge-bench --bench gemm -- [filter]`; names are `step/FORMAT/THREADS/M` and `KxN/FORMAT/THREADS/M`.
+//! `cargo bench -p dualgauge-bench --bench gemm -- [filter]`; names are `step/FORMAT/THREADS/M`, `KxN/FORMAT/THREADS/M` and,
+//! for the instruction-set paths of this machine, `path/FORMAT/PATH/M`.
 
 use std::time::Duration;
 
@@ -9,7 +10,8 @@ use criterion::{Criterion, Throughput};
 use dualgauge_bench::roofline::{Clock, Limits, Product};
 use dualgauge_bench::timing;
 use dualgauge_kernels::{
-    Backend, Batch, BatchShape, DeviceKind, DeviceSpec, Format, HostTensor, Recorder, Tail, Value, Weight, format, open,
+    Backend, Batch, BatchShape, DeviceKind, DeviceSpec, Format, HostTensor, Recorder, Tail, Value, Weight, format,
+    isa_paths, open,
 };
 
 const FORMATS: [Format; 4] = [Format::Bf16, Format::Q8_0, Format::Q4_0, Format::Q4_1];
@@ -25,6 +27,10 @@ const COPIES_BYTES: usize = 64 << 20;
 
 fn main() {
     let mut criterion = timing::criterion(Duration::from_secs(1));
+    let limits = Limits::measure(1);
+    for format in [Format::Q8_0, Format::Q4_0, Format::Q4_1] {
+        isa_paths().into_iter().for_each(|isa| path(&mut criterion, &limits, format, isa));
+    }
     for threads in [1, 2] {
         let limits = Limits::measure(threads);
         println!(
@@ -41,7 +47,7 @@ fn main() {
 
 /// All linear layers; the head for all rows up to 32, else for one, as in prefill.
 fn step(criterion: &mut Criterion, limits: &Limits, format: Format) {
-    let mut device = Device::new(limits.threads, HIDDEN);
+    let mut device = Device::new(limits.threads, HIDDEN, None);
     let mut w = |n, k| device.upload(n, k, format);
     let layers: Vec<[Weight; 7]> = (0..LAYERS)
         .map(|_| {
@@ -76,9 +82,21 @@ fn step(criterion: &mut Criterion, limits: &Limits, format: Format) {
     }
 }
 
+/// One matrix on one instruction-set path, out of the caches' reach for one row.
+fn path(criterion: &mut Criterion, limits: &Limits, format: Format, isa: &str) {
+    let (k, n) = (INNER, VOCAB / 2);
+    let mut device = Device::new(limits.threads, k, Some(isa));
+    let w = device.upload(n, k, format);
+    for m in [1, 4, 16, 128] {
+        let recorded = [device.record(m, 1, &|g, x| g.select_rows(g.linear(x, w)))];
+        let work = Work::new(w.bytes(), 2 * m * n * k, format);
+        device.bench(criterion, limits, &format!("path/{format}/{isa}/{m}"), &recorded, work);
+    }
+}
+
 /// One shape, `[m, k]` by `[n, k]`, from memory.
 fn alone(criterion: &mut Criterion, limits: &Limits, format: Format, (k, n): (usize, usize)) {
-    let mut device = Device::new(limits.threads, k);
+    let mut device = Device::new(limits.threads, k, None);
     let copies = COPIES_BYTES.div_ceil(format.bytes(n * k).expect("whole blocks"));
     let weights: Vec<Weight> = (0..copies).map(|_| device.upload(n, k, format)).collect();
     for m in ROWS {
@@ -120,8 +138,9 @@ impl Work {
 type Recorded = (dualgauge_kernels::Program, Batch);
 
 impl Device {
-    fn new(threads: usize, width: usize) -> Self {
-        let spec = DeviceSpec { kind: DeviceKind::Cpu, threads: Some(threads), ..DeviceSpec::default() };
+    fn new(threads: usize, width: usize, isa: Option<&str>) -> Self {
+        let (kind, isa) = (DeviceKind::Cpu, isa.map(str::to_owned));
+        let spec = DeviceSpec { kind, threads: Some(threads), isa, ..DeviceSpec::default() };
         let mut backend = open(&spec).expect("the CPU is there").backend;
         let values = noise(TABLE_ROWS * width, 1);
         let table = HostTensor::from_f32("table", [TABLE_ROWS, width], &values).expect("whole");

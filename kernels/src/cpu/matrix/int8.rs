@@ -16,6 +16,9 @@
 //! Tolerance: rounding the activations to 8 bits, 0.5 % of the product's norm for smooth rows, 1.2 % with 30-fold
 //! outliers; with activations on the grid, below 1e-6.
 //!
+//! Measured, Gop/s of one Zen 5 thread, 128 rows, q8_0 and q4_0: `vpdpbusd` on 512 bits 770 and 780, on 256 bits 370 and
+//! 370; pairs on 512 bits 320 and 350, on 256 bits 150 and 260. One row is bound by memory with each of them.
+//!
 //! Tried: activation scales of powers of two (added to the exponent) gain 8 points of peak and lose 0.3 % accuracy; one
 //! scale a row gains the same and triples the error with outliers; 64-column panels of 3 rows are 3 points faster.
 
