@@ -1,8 +1,10 @@
 //! Owns large memory: cache-line aligned, zeroed, in huge pages when large (without them the DRAM stream loses to TLB
-//! misses). Knows nothing of what is kept in it.
+//! misses, and the start to page faults). Knows nothing of what is kept in it.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::ptr::NonNull;
+#[cfg(target_os = "linux")]
+use std::sync::Arc;
 
 /// Zeroed memory, aligned to 64 bytes.
 ///
@@ -15,12 +17,9 @@ pub(crate) struct Buffer {
 
 enum Held {
     Heap(Layout),
-    /// What was mapped; `start` is the first huge page in it.
+    /// Part of a mapping, or all of it; held to keep it.
     #[cfg(target_os = "linux")]
-    Mapped {
-        base: NonNull<u8>,
-        bytes: usize,
-    },
+    Mapped { _all: Arc<Mapping> },
 }
 
 // SAFETY: plain memory, owned; shared access is read-only.
@@ -38,7 +37,8 @@ impl Buffer {
     pub(crate) fn try_zeroed(bytes: usize) -> Option<Self> {
         #[cfg(target_os = "linux")]
         if bytes >= HUGE_BYTES {
-            return Self::mapped(bytes);
+            let len = bytes.checked_next_multiple_of(64)?;
+            return Some(Self::part(&Arc::new(Mapping::new(len)?), 0, len));
         }
         let layout = layout(bytes);
         // SAFETY: the layout is not empty.
@@ -64,35 +64,100 @@ impl Buffer {
         unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
     }
 
+    /// Bytes `at..at + len` of a mapping, which nobody else uses.
     #[cfg(target_os = "linux")]
-    fn mapped(bytes: usize) -> Option<Self> {
-        let len = bytes.checked_next_multiple_of(64)?;
-        let mapped = len.checked_add(2 * HUGE_BYTES)?; // room to align, and whole huge pages to the end
+    fn part(mapping: &Arc<Mapping>, at: usize, len: usize) -> Self {
+        // SAFETY: inside the mapping.
+        let start = unsafe { mapping.start.add(at) };
+        Self { start, len, held: Held::Mapped { _all: mapping.clone() } }
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        match &self.held {
+            // SAFETY: allocated exactly so.
+            Held::Heap(layout) => unsafe { dealloc(self.start.as_ptr(), *layout) },
+            #[cfg(target_os = "linux")]
+            Held::Mapped { .. } => {}
+        }
+    }
+}
+
+/// Buffers that live equally long side by side, so that those smaller than a huge page lie in huge pages too. The memory
+/// goes back when the last buffer of a mapping is dropped.
+#[derive(Default)]
+pub(crate) struct Shelf {
+    /// The mapping that is being filled, and how far.
+    #[cfg(target_os = "linux")]
+    open: Option<(Arc<Mapping>, usize)>,
+}
+
+impl Shelf {
+    /// At least `bytes` zero bytes, or `None` when the system has no such memory.
+    pub(crate) fn try_zeroed(&mut self, bytes: usize) -> Option<Buffer> {
+        #[cfg(target_os = "linux")]
+        if bytes < SHELF_BYTES / 2 {
+            let len = bytes.max(64).checked_next_multiple_of(64)?;
+            let (mapping, at) = match self.open.take() {
+                Some((mapping, used)) if SHELF_BYTES - used >= len => (mapping, used),
+                _ => (Arc::new(Mapping::new(SHELF_BYTES)?), 0),
+            };
+            let buffer = Buffer::part(&mapping, at, len);
+            self.open = Some((mapping, at + len));
+            return Some(buffer);
+        }
+        Buffer::try_zeroed(bytes)
+    }
+}
+
+/// Fresh memory of the system, in huge pages where it has them.
+#[cfg(target_os = "linux")]
+struct Mapping {
+    base: NonNull<u8>,
+    bytes: usize,
+    /// The first huge page in it.
+    start: NonNull<u8>,
+}
+
+#[cfg(target_os = "linux")]
+impl Mapping {
+    /// `len` zero bytes from `start`.
+    fn new(len: usize) -> Option<Self> {
+        let bytes = len.checked_add(2 * HUGE_BYTES)?; // room to align, and whole huge pages to the end
         // SAFETY: a fresh anonymous mapping; madvise only hints on memory we own, before it is touched.
         unsafe {
             let (access, kind) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
-            let base = libc::mmap(std::ptr::null_mut(), mapped, access, kind, -1, 0);
+            let base = libc::mmap(std::ptr::null_mut(), bytes, access, kind, -1, 0);
             if base == libc::MAP_FAILED {
                 return None;
             }
             let base = NonNull::new(base.cast::<u8>())?;
             let start = base.add(base.as_ptr().align_offset(HUGE_BYTES));
             libc::madvise(start.as_ptr().cast(), len.next_multiple_of(HUGE_BYTES), libc::MADV_HUGEPAGE);
-            Some(Self { start, len, held: Held::Mapped { base, bytes: mapped } })
+            Some(Self { base, bytes, start })
         }
     }
 }
 
-impl Drop for Buffer {
+#[cfg(target_os = "linux")]
+impl Drop for Mapping {
     fn drop(&mut self) {
-        // SAFETY: allocated or mapped exactly so.
-        match self.held {
-            Held::Heap(layout) => unsafe { dealloc(self.start.as_ptr(), layout) },
-            #[cfg(target_os = "linux")]
-            Held::Mapped { base, bytes } => unsafe { _ = libc::munmap(base.as_ptr().cast(), bytes) },
-        }
+        // SAFETY: mapped exactly so.
+        unsafe { _ = libc::munmap(self.base.as_ptr().cast(), self.bytes) };
     }
 }
+
+// SAFETY: an address range, owned; what is in it is the buffers' concern.
+#[cfg(target_os = "linux")]
+unsafe impl Send for Mapping {}
+// SAFETY: as above.
+#[cfg(target_os = "linux")]
+unsafe impl Sync for Mapping {}
+
+/// Addresses of a shelf's mapping: few mappings for many weights, and none touched before it is filled.
+#[cfg(target_os = "linux")]
+const SHELF_BYTES: usize = 64 << 20;
 
 #[cfg(target_os = "linux")]
 const HUGE_BYTES: usize = 2 << 20;
@@ -120,7 +185,27 @@ mod tests {
     }
 
     #[test]
+    fn buffers_of_a_shelf_lie_apart_and_outlive_it() {
+        let mut shelf = Shelf::default();
+        let sizes = [1, 64, 100_000, 3 << 20, 0, (31 << 20) + 1, 31 << 20, 40 << 20, 65];
+        let mut buffers: Vec<Buffer> = sizes.map(|n| shelf.try_zeroed(n).expect("memory")).into();
+        drop(shelf);
+        for (i, buffer) in buffers.iter_mut().enumerate() {
+            assert!(buffer.len() >= sizes[i].max(64) && buffer.as_ptr().align_offset(64) == 0);
+            let bytes = [0, buffer.len() / 2, buffer.len() - 1];
+            assert!(bytes.iter().all(|at| buffer.as_slice()[*at] == 0), "{i} was written by another");
+            // SAFETY: inside the buffer.
+            unsafe { buffer.as_mut_ptr().write_bytes(i as u8 + 1, buffer.len()) };
+        }
+        buffers.swap_remove(2);
+        for (i, buffer) in buffers.iter().enumerate().filter(|(i, _)| *i != 2) {
+            assert!(buffer.as_slice().iter().all(|b| usize::from(*b) == i + 1), "{i} was written by another");
+        }
+    }
+
+    #[test]
     fn impossible_sizes_are_refused() {
         assert!(Buffer::try_zeroed(1 << 60).is_none());
+        assert!(Shelf::default().try_zeroed(1 << 60).is_none());
     }
 }

@@ -34,7 +34,7 @@ use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::thread::ThreadId;
 
-use self::buffer::Buffer;
+use self::buffer::{Buffer, Shelf};
 use self::isa::Isa;
 use self::kv::{BLOCK_TOKENS, KvCache};
 use self::lanes::Vectors;
@@ -98,6 +98,7 @@ pub(crate) fn open(spec: &DeviceSpec) -> Result<Box<dyn Backend>> {
         pool,
         bound: placement.bound.first().copied(),
         owner: None,
+        shelf: Shelf::default(),
         weights: Weights::default(),
         cache: None,
         states: None,
@@ -128,6 +129,8 @@ struct Cpu {
     bound: Option<usize>,
     /// The thread that was bound to it.
     owner: Option<ThreadId>,
+    /// Memory of the weights.
+    shelf: Shelf,
     weights: Weights,
     cache: Option<KvCache>,
     states: Option<States>,
@@ -169,15 +172,16 @@ impl Backend for Cpu {
 
     fn upload(&mut self, tensor: HostTensor<'_>, format: Format) -> Result<Weight> {
         let (shape, isa, precision) = (tensor.shape, self.isa, self.precision);
+        let (pool, shelf) = (&self.pool, &mut self.shelf);
         let (stored, format) = match *shape.dims() {
             [_] => (Stored::Vector(tensor.to_f32()), Format::F32),
-            [_, _] => (Stored::Matrix(Matrix::pack(&self.pool, &tensor, format, isa, precision)?), format),
+            [_, _] => (Stored::Matrix(Matrix::pack(pool, shelf, &tensor, format, isa, precision)?), format),
             [experts, out, inner] => {
                 let bytes = tensor.bytes.len() / experts.max(1);
                 let one = |e: usize| {
                     let part = Cow::Borrowed(&tensor.bytes[e * bytes..(e + 1) * bytes]);
                     let part = HostTensor::new(format!("{}[{e}]", tensor.name), [out, inner], tensor.format, part)?;
-                    Matrix::pack(&self.pool, &part, format, isa, precision)
+                    Matrix::pack(pool, shelf, &part, format, isa, precision)
                 };
                 (Stored::Experts((0..experts).map(one).collect::<Result<_>>()?), format)
             }

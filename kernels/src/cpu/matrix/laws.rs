@@ -57,7 +57,8 @@ fn all_instruction_sets_give_the_same_bits_in_int8() {
             x.iter_mut().step_by(193).for_each(|v| *v *= 30.0);
             let t = extreme(tensor(format, out, inner));
             let products = paths.iter().map(|isa| {
-                let matrix = Matrix::pack(&pool, &t, format, *isa, Precision::Native).expect("packs");
+                let matrix =
+                    Matrix::pack(&pool, &mut Shelf::default(), &t, format, *isa, Precision::Native).expect("packs");
                 let bits: Vec<u32> = multiply(&matrix, &pool, &x, 7).iter().map(|v| v.to_bits()).collect();
                 bits
             });
@@ -142,7 +143,8 @@ fn weights_are_converted_as_the_format_says() {
     for from in [Format::F32, Format::F16, Format::Bf16, Format::Q8_0, Format::Q4_1] {
         let t = HostTensor::new("w", [40, 320], from, format::encode(from, &values)).expect("whole");
         for to in [Format::F32, Format::F16, Format::Bf16, Format::Q8_0, Format::Q4_0] {
-            let matrix = Matrix::pack(&pool, &t, to, Isa::Portable, Precision::Exact).expect("converts");
+            let matrix =
+                Matrix::pack(&pool, &mut Shelf::default(), &t, to, Isa::Portable, Precision::Exact).expect("converts");
             let mut want = vec![0.0; 40 * 320];
             format::decode(to, &format::encode(to, &t.to_f32()), &mut want);
             for (i, want) in want.chunks(320).enumerate() {
@@ -158,7 +160,7 @@ fn what_cannot_be_kept_is_refused_with_the_reason() {
     let pool = Pool::new(1, 0).expect("threads start");
     let refused = |shape: &[usize], to: Format| {
         let t = HostTensor::from_f32("the.weight", shape, &vec![0.0; shape.iter().product()]).expect("whole");
-        let Err(error) = Matrix::pack(&pool, &t, to, Isa::Portable, Precision::Native) else {
+        let Err(error) = Matrix::pack(&pool, &mut Shelf::default(), &t, to, Isa::Portable, Precision::Native) else {
             panic!("{shape:?} as {to} is refused")
         };
         error.to_string()
@@ -211,7 +213,8 @@ fn each_case(run: impl Fn(&Case)) {
                 for (out, inner) in SHAPES {
                     if inner % format.block_len() == 0 {
                         let t = tensor(format, out, inner);
-                        let matrix = Matrix::pack(&pool, &t, format, isa, precision).expect("packs");
+                        let matrix =
+                            Matrix::pack(&pool, &mut Shelf::default(), &t, format, isa, precision).expect("packs");
                         let name = format!("{} {format} {precision:?} [{out}, {inner}]", isa.name());
                         run(&Case { name, matrix, weights: t.to_f32() });
                     }

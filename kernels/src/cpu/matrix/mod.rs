@@ -38,7 +38,7 @@ mod unpack;
 
 use std::ops::Range;
 
-use super::buffer::Buffer;
+use super::buffer::{Buffer, Shelf};
 use super::isa::Isa;
 use super::pool::Pool;
 use super::rows::{Apart, RowKind, RowLayout, Rows};
@@ -111,12 +111,19 @@ enum Kernel {
 }
 
 impl Matrix {
-    /// Repacks `t` `[out, in]`, kept as `to`, for the kernels of `isa`. Reads the borrowed bytes once, panel by panel, on
+    /// Repacks `t` `[out, in]`, kept as `to`, for the kernels of `isa`, into memory of `shelf`. Reads the borrowed bytes once, panel by panel, on
     /// all threads of the pool.
     ///
     /// # Errors
     /// When `t` is no matrix, `in` does not fill whole blocks of `to`, nothing encodes `to`, or memory is out.
-    pub(crate) fn pack(pool: &Pool, t: &HostTensor, to: Format, isa: Isa, precision: Precision) -> Result<Self> {
+    pub(crate) fn pack(
+        pool: &Pool,
+        shelf: &mut Shelf,
+        t: &HostTensor,
+        to: Format,
+        isa: Isa,
+        precision: Precision,
+    ) -> Result<Self> {
         assert!(isa.available(), "a path is chosen from those the machine has: this is a bug");
         let [out, inner] = *t.shape.dims() else {
             return Err(Error::Tensor(format!("{}: shape {} is not a matrix [out, in]", t.name, t.shape)));
@@ -138,7 +145,7 @@ impl Matrix {
             return Err(Error::Unsupported { device: "cpu", what });
         }
         let bytes = out.div_ceil(panel::COLUMNS) * panel_bytes(to, inner);
-        let data = Buffer::try_zeroed(bytes).ok_or_else(|| Error::OutOfMemory {
+        let data = shelf.try_zeroed(bytes).ok_or_else(|| Error::OutOfMemory {
             what: format!("the weight {}", t.name),
             needed: bytes as u64,
             free: 0,
