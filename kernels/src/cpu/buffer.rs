@@ -19,7 +19,9 @@ enum Held {
     Heap(Layout),
     /// Part of a mapping, or all of it; held to keep it.
     #[cfg(target_os = "linux")]
-    Mapped { _all: Arc<Mapping> },
+    Mapped {
+        _all: Arc<Mapping>,
+    },
 }
 
 // SAFETY: plain memory, owned; shared access is read-only.
