@@ -113,7 +113,7 @@ impl Device {
         let part = |start: usize, n: usize| g.reshape(g.narrow(x, start * dim, n * dim), [shape.tokens, n, dim]);
         let (mut q, k, v) = (part(0, heads), part(heads, kv_heads), part(heads + kv_heads, kv_heads));
         for layer in 0..LAYERS {
-            let spec = AttnSpec { layer, scale: (dim as f32).powf(-0.5), window: None, softcap: None, sinks: None };
+            let spec = AttnSpec::new(layer, (dim as f32).powf(-0.5));
             q = g.attention(q, k, v, spec);
         }
         let out = g.select_rows(g.reshape(q, [shape.tokens, heads * dim]));

@@ -23,7 +23,8 @@ __device__ __forceinline__ void store(T* k_cache, T* v_cache, const float* k, co
 KERNEL store_kv_f32(float* k_cache, float* v_cache, const float* k, const float* v, const u32* slots, u32 k_width, u32 v_width) { store(k_cache, v_cache, k, v, slots, k_width, v_width); }
 KERNEL store_kv_bf16(bf16* k_cache, bf16* v_cache, const float* k, const float* v, const u32* slots, u32 k_width, u32 v_width) { store(k_cache, v_cache, k, v, slots, k_width, v_width); }
 
-struct Shape { u32 heads, kv_heads, k_dim, v_dim, blocks, block_tokens, window, splits; float scale, cap; };
+// window and chunk: 0 for none; every: 0 for a scale that does not grow.
+struct Shape { u32 heads, kv_heads, k_dim, v_dim, blocks, block_tokens, window, chunk, splits, every; float growth, scale, cap; };
 
 // sums [token][head][split][v_dim], weights [token][head][split]{largest score, sum of exponentials}
 template <class T>
@@ -33,7 +34,8 @@ __device__ __forceinline__ void attend(float* sums, float* weights, const float*
   u32 kv_head = blockIdx.x, token = blockIdx.y, split = blockIdx.z, lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
   u32 group = s.heads / s.kv_heads;
   int seq = sequence[token];
-  u32 last = positions[token], first = s.window && last + 1 > s.window ? last + 1 - s.window : 0;
+  u32 last = positions[token], first = s.window && last + 1 > s.window ? last + 1 - s.window : s.chunk ? last / s.chunk * s.chunk : 0;
+  float scale = s.every ? s.scale * (1.f + s.growth * log1pf((float)((last + 1) / s.every))) : s.scale;
   u32 begin = split * SPLIT, end = min((int)(begin + SPLIT), (int)last + 1);
   for (u32 g0 = 0; g0 < group; g0 += GROUP) {
     float qs[GROUP][LANE], sum[GROUP][LANE], largest[GROUP], total[GROUP];
@@ -45,7 +47,7 @@ __device__ __forceinline__ void attend(float* sums, float* weights, const float*
 #pragma unroll
       for (int e = 0; e < LANE; e++) {
         u32 d = lane + e * 32;
-        qs[g][e] = d < s.k_dim ? q[((size_t)token * s.heads + head) * s.k_dim + d] * s.scale : 0.f;
+        qs[g][e] = d < s.k_dim ? q[((size_t)token * s.heads + head) * s.k_dim + d] * scale : 0.f;
         sum[g][e] = 0.f;
       }
     }
@@ -111,8 +113,8 @@ __device__ __forceinline__ void attend(float* sums, float* weights, const float*
     }
   }
 }
-#define SHAPE u32 heads, u32 kv_heads, u32 k_dim, u32 v_dim, u32 blocks, u32 block_tokens, u32 window, u32 splits, float scale, float cap
-#define SHAPE_VALUE Shape{heads, kv_heads, k_dim, v_dim, blocks, block_tokens, window, splits, scale, cap}
+#define SHAPE u32 heads, u32 kv_heads, u32 k_dim, u32 v_dim, u32 blocks, u32 block_tokens, u32 window, u32 chunk, u32 splits, u32 every, float growth, float scale, float cap
+#define SHAPE_VALUE Shape{heads, kv_heads, k_dim, v_dim, blocks, block_tokens, window, chunk, splits, every, growth, scale, cap}
 KERNEL __launch_bounds__(128, 3) attend_f32(float* sums, float* weights, const float* q, const float* k_cache, const float* v_cache, const u32* positions, const int* sequence, const u32* table, SHAPE) {
   attend(sums, weights, q, k_cache, v_cache, positions, sequence, table, SHAPE_VALUE);
 }

@@ -57,6 +57,11 @@ KERNEL narrow(float* out, const float* x, u32 width, u32 start, u32 len, u32 tot
   size_t i = THREAD;
   if (i < total) out[i] = x[i / len * width + start + i % len];
 }
+// Rows of `n` entries beside rows of `m`.
+KERNEL concat(float* out, const float* a, const float* b, u32 n, u32 m, u32 total) {
+  size_t i = THREAD, row = i / (n + m), column = i % (n + m);
+  if (i < total) out[i] = column < n ? a[row * n + column] : b[row * m + column - n];
+}
 // Rows of `width` by index.
 KERNEL select_rows(float* out, const float* x, const u32* rows, u32 width, u32 total) {
   size_t i = THREAD;

@@ -104,3 +104,19 @@ __device__ __forceinline__ void linear_any(float* out, const float* x, const W* 
 KERNEL __launch_bounds__(128) linear_f32(float* out, const float* x, const float* w, const float* bias, int m, int n, int k) { linear_any(out, x, w, bias, m, n, k); }
 KERNEL __launch_bounds__(128) linear_f16(float* out, const float* x, const f16* w, const float* bias, int m, int n, int k) { linear_any(out, x, w, bias, m, n, k); }
 KERNEL __launch_bounds__(128) linear_bf16(float* out, const float* x, const bf16* w, const float* bias, int m, int n, int k) { linear_any(out, x, w, bias, m, n, k); }
+
+// out [rows, heads, n] = x [rows, heads, k], each head by its own matrix of w [heads, n, k]: one warp an output column of
+// one head and row, lanes stride over k, then a fixed tree.
+template <class W>
+__device__ __forceinline__ void heads_any(float* out, const float* x, const W* w, u32 heads, u32 n, u32 k) {
+  u32 lane = threadIdx.x & 31, column = blockIdx.x * 4 + (threadIdx.x >> 5), head = blockIdx.y, row = blockIdx.z;
+  if (column >= n) return;
+  const float* from = x + ((size_t)row * heads + head) * k;
+  float sum = 0.f;
+  for (u32 i = lane; i < k; i += 32) sum = fmaf(from[i], widen(w[((size_t)head * n + column) * k + i]), sum);
+  sum = warp_sum(sum);
+  if (lane == 0) out[((size_t)row * heads + head) * n + column] = sum;
+}
+KERNEL __launch_bounds__(128) head_linear_f32(float* out, const float* x, const float* w, u32 heads, u32 n, u32 k) { heads_any(out, x, w, heads, n, k); }
+KERNEL __launch_bounds__(128) head_linear_f16(float* out, const float* x, const f16* w, u32 heads, u32 n, u32 k) { heads_any(out, x, w, heads, n, k); }
+KERNEL __launch_bounds__(128) head_linear_bf16(float* out, const float* x, const bf16* w, u32 heads, u32 n, u32 k) { heads_any(out, x, w, heads, n, k); }

@@ -22,8 +22,8 @@ __device__ __forceinline__ Ranked warp_best(Ranked mine) {
 }
 
 // score: 0 softmax over all, 1 softmax over the chosen, 2 sigmoid. out [tokens, top_k] of (expert, weight).
-KERNEL __launch_bounds__(32) router(u32* out, const float* logits, const float* bias, u32 experts, u32 top_k, u32 score, u32 normalise,
-                                    float factor, u32 groups, u32 kept) {
+KERNEL __launch_bounds__(32) router(u32* out, const float* logits, const float* bias, const float* gains, u32 experts, u32 top_k, u32 score,
+                                    u32 normalise, float factor, u32 groups, u32 kept, u32 summed) {
   DYNAMIC_SHARED(float, scores); // [experts] scores, [experts] what is ranked, [groups] open
   float* ranked = scores + experts;
   float* open = ranked + experts;
@@ -49,7 +49,7 @@ KERNEL __launch_bounds__(32) router(u32* out, const float* logits, const float* 
         second = fmaxf(second, fminf(first, ranked[e]));
         first = fmaxf(first, ranked[e]);
       }
-      float both = group_size > 1 ? first + second : first;
+      float both = group_size > 1 && summed > 1 ? first + second : first;
       if (both > best.value || (both == best.value && g < best.id)) best = Ranked{both, g};
     }
     best = warp_best(best);
@@ -78,7 +78,8 @@ KERNEL __launch_bounds__(32) router(u32* out, const float* logits, const float* 
   bool divide = normalise || score == 1;
   for (u32 i = lane; i < top_k; i += 32) {
     float weight = bits_to_float(pairs[2 * i + 1]);
-    pairs[2 * i + 1] = float_to_bits((divide ? weight / chosen_sum : weight) * factor);
+    weight = (divide ? weight / chosen_sum : weight) * factor;
+    pairs[2 * i + 1] = float_to_bits(gains ? weight * gains[pairs[2 * i]] : weight);
   }
 }
 
@@ -91,14 +92,15 @@ template <class W> __device__ __forceinline__ float warp_dot(const float* x, con
 // inner [tokens * top_k, width] = act(gate) * up; act as in elementwise.cu, 5 is the clamped SwiGLU.
 template <class W>
 __device__ __forceinline__ void gate_up(float* inner, const float* x, const u32* route, const W* w, const float* bias, u32 top_k, u32 hidden,
-                                        u32 width, u32 act, u32 interleaved, float alpha, float limit) {
+                                        u32 width, u32 act, u32 interleaved, float alpha, float limit, u32 weigh) {
   u32 choice = blockIdx.x, column = blockIdx.y * 4 + (threadIdx.x >> 5);
   if (column >= width) return;
   size_t first = (size_t)route[(size_t)choice * 2] * 2 * width; // rows of this expert
   size_t gate_row = first + (interleaved ? 2 * column : column), up_row = interleaved ? gate_row + 1 : gate_row + width;
   const float* row = x + (size_t)(choice / top_k) * hidden;
-  float gate = warp_dot(row, w + gate_row * hidden, hidden) + (bias ? bias[gate_row] : 0.f);
-  float up = warp_dot(row, w + up_row * hidden, hidden) + (bias ? bias[up_row] : 0.f);
+  float by = weigh ? bits_to_float(route[(size_t)choice * 2 + 1]) : 1.f; // a product's factor may as well come after it
+  float gate = warp_dot(row, w + gate_row * hidden, hidden) * by + (bias ? bias[gate_row] : 0.f);
+  float up = warp_dot(row, w + up_row * hidden, hidden) * by + (bias ? bias[up_row] : 0.f);
   if (LANE_ID) return;
   float made;
   if (act == 5) {
@@ -110,26 +112,26 @@ __device__ __forceinline__ void gate_up(float* inner, const float* x, const u32*
   inner[(size_t)choice * width + column] = made;
 }
 template <class W>
-__device__ __forceinline__ void down(float* out, const float* inner, const u32* route, const W* w, const float* bias, u32 top_k, u32 hidden, u32 width) {
+__device__ __forceinline__ void down(float* out, const float* inner, const u32* route, const W* w, const float* bias, u32 top_k, u32 hidden, u32 width, u32 weigh) {
   u32 token = blockIdx.x, column = blockIdx.y * 4 + (threadIdx.x >> 5);
   if (column >= hidden) return;
   float sum = 0.f;
   for (u32 i = 0; i < top_k; i++) {
     size_t choice = (size_t)token * top_k + i, row = (size_t)route[choice * 2] * hidden + column;
     float y = warp_dot(inner + choice * width, w + row * width, width) + (bias ? bias[row] : 0.f);
-    sum += y * bits_to_float(route[choice * 2 + 1]);
+    sum += weigh ? y : y * bits_to_float(route[choice * 2 + 1]);
   }
   if (LANE_ID == 0) out[(size_t)token * hidden + column] = sum;
 }
 #define GATE_UP(name, W)                                                                                                             \
   KERNEL __launch_bounds__(128) name(float* inner, const float* x, const u32* route, const W* w, const float* bias, u32 top_k, u32 hidden, \
-                                     u32 width, u32 act, u32 interleaved, float alpha, float limit) {                                \
-    gate_up(inner, x, route, w, bias, top_k, hidden, width, act, interleaved, alpha, limit);                                         \
+                                     u32 width, u32 act, u32 interleaved, float alpha, float limit, u32 weigh) {                     \
+    gate_up(inner, x, route, w, bias, top_k, hidden, width, act, interleaved, alpha, limit, weigh);                                  \
   }
 #define DOWN(name, W)                                                                                                                \
   KERNEL __launch_bounds__(128) name(float* out, const float* inner, const u32* route, const W* w, const float* bias, u32 top_k,      \
-                                     u32 hidden, u32 width) {                                                                        \
-    down(out, inner, route, w, bias, top_k, hidden, width);                                                                          \
+                                     u32 hidden, u32 width, u32 weigh) {                                                             \
+    down(out, inner, route, w, bias, top_k, hidden, width, weigh);                                                                   \
   }
 GATE_UP(experts_gate_up_f32, float)
 GATE_UP(experts_gate_up_f16, f16)

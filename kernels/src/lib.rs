@@ -32,7 +32,7 @@ pub use neuron::{Ladder, NeuronOptions};
 pub use null::{NullOptions, null_with};
 pub use op::{
     Act, AttnSpec, ConvSpec, Cost, DeltaSpec, ExpertsSpec, Op, RopeSpec, RouterGroups, RouterScore, RouterSpec,
-    ScanSpec, Value, Weight, WeightId,
+    ScanSpec, Temperature, Value, Weight, WeightId,
 };
 pub use open::{Opened, isa_paths, open};
 pub use program::{Node, Outputs, Program, Tail};

@@ -79,6 +79,31 @@ pub struct AttnSpec {
     pub softcap: Option<f32>,
     /// `[heads]` f32: one more softmax column a head, dropped after.
     pub sinks: Option<Weight>,
+    /// Positions are cut into pieces of this many: a query sees keys of its own piece alone. Not beside a window.
+    pub chunk: Option<usize>,
+    /// Scores grow with the query's position.
+    pub temperature: Option<Temperature>,
+}
+
+impl AttnSpec {
+    /// Attention to all that went before.
+    pub fn new(layer: usize, scale: f32) -> Self {
+        Self { layer, scale, window: None, softcap: None, sinks: None, chunk: None, temperature: None }
+    }
+}
+
+/// At position p the scale is multiplied by `1 + scale * ln(1 + floor((p + 1) / every))`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Temperature {
+    pub every: usize,
+    pub scale: f32,
+}
+
+impl Temperature {
+    /// What the scale is multiplied by for a query at `position`.
+    pub fn at(&self, position: usize) -> f32 {
+        1.0 + self.scale * (((position + 1) / self.every) as f32).ln_1p()
+    }
 }
 
 /// How router logits become experts and their weights.
@@ -92,7 +117,9 @@ pub struct RouterSpec {
     pub scale: f32,
     /// `[experts]` f32, added to the scores for choosing only (DeepSeek V3's correction bias).
     pub bias: Option<Weight>,
-    /// Choose the best `kept` of `groups` equal groups first, by the sum of each group's two best (biased) scores.
+    /// `[experts]` f32, multiplies the weight of each expert that was chosen.
+    pub gains: Option<Weight>,
+    /// Choose the best `kept` of `groups` equal groups first.
     pub groups: Option<RouterGroups>,
 }
 
@@ -109,6 +136,8 @@ pub enum RouterScore {
 pub struct RouterGroups {
     pub groups: usize,
     pub kept: usize,
+    /// A group is as good as the sum of its best `summed` (biased) scores: 1 or 2.
+    pub summed: usize,
 }
 
 /// The experts' MLPs: `down(act(gate) * up)`, weighted by the route and summed.
@@ -125,6 +154,8 @@ pub struct ExpertsSpec {
     pub act: Act,
     /// Gate and up rows alternate (gpt-oss) instead of standing in halves.
     pub interleaved: bool,
+    /// The route's weight multiplies what goes into an expert, not what comes out.
+    pub weigh_input: bool,
 }
 
 /// One operation. Shapes in the comments are results; `tokens` is [`BatchShape::tokens`], `rows` [`BatchShape::rows`].
@@ -240,6 +271,16 @@ pub enum Op {
         x: Value,
         to: DType,
     },
+    /// `x` `[tokens, heads, in]`, each head by its own matrix of `w` `[heads, out, in]`. `[tokens, heads, out]`
+    HeadLinear {
+        x: Value,
+        w: Weight,
+    },
+    /// `a`, then `b`, along the last dimension.
+    Concat {
+        a: Value,
+        b: Value,
+    },
     /// `len` entries of the last dimension from `start`.
     Narrow {
         x: Value,
@@ -296,6 +337,8 @@ impl Op {
             Self::Experts { .. } => "experts",
             Self::SelectRows { .. } => "select_rows",
             Self::Cast { .. } => "cast",
+            Self::HeadLinear { .. } => "head_linear",
+            Self::Concat { .. } => "concat",
             Self::Narrow { .. } => "narrow",
             Self::Reshape { .. } => "reshape",
             Self::AllReduce { .. } => "all_reduce",
@@ -320,6 +363,7 @@ impl Op {
             | Self::Softcap { x, .. }
             | Self::SelectRows { x }
             | Self::Cast { x, .. }
+            | Self::HeadLinear { x, .. }
             | Self::Narrow { x, .. }
             | Self::Reshape { x, .. }
             | Self::AllReduce { x }
@@ -331,7 +375,7 @@ impl Op {
             Self::SsmScan { x, dt, b, c, .. } => vec![x, dt, b, c],
             Self::GatedDelta { q, k, v, dt, beta, .. } => vec![q, k, v, dt, beta],
             Self::GatedAct { gate, up, .. } => std::iter::once(gate).chain(up).collect(),
-            Self::Add { a, b } | Self::Mul { a, b } => vec![a, b],
+            Self::Add { a, b } | Self::Mul { a, b } | Self::Concat { a, b } => vec![a, b],
             Self::Router { logits, .. } => vec![logits],
             Self::Experts { x, route, .. } => vec![x, route],
         }
@@ -349,7 +393,8 @@ impl Op {
             Self::ShortConv { spec, .. } => std::iter::once(spec.weight).chain(spec.bias).collect(),
             Self::SsmScan { spec, .. } => vec![spec.a, spec.d, spec.dt_bias],
             Self::GatedDelta { spec, .. } => vec![spec.a, spec.dt_bias],
-            Self::Router { spec, .. } => spec.bias.into_iter().collect(),
+            Self::HeadLinear { w, .. } => vec![w],
+            Self::Router { spec, .. } => spec.bias.into_iter().chain(spec.gains).collect(),
             Self::Experts { spec, .. } => {
                 [Some(spec.gate_up), spec.gate_up_bias, Some(spec.down), spec.down_bias].into_iter().flatten().collect()
             }
@@ -391,10 +436,10 @@ impl Op {
                 let row = table.bytes() / table.shape.first().max(1) as u64;
                 Cost { flops: 0, bytes: shape.first() as u64 * row + out * 4 }
             }
-            Self::Linear { w, .. } => plain(2 * out * w.shape.last() as u64),
+            Self::Linear { w, .. } | Self::HeadLinear { w, .. } => plain(2 * out * w.shape.last() as u64),
             Self::Attention { spec, .. } => {
                 let (keys, dim) = (batch.blocks * block_tokens, inputs[0].last() + shape.last());
-                let seen = spec.window.map_or(keys, |w| w.min(keys)) as u64;
+                let seen = spec.window.or(spec.chunk).map_or(keys, |w| w.min(keys)) as u64;
                 let (heads, kv_heads) = (shape.dims()[1] as u64, inputs[1].dims()[1] as u64);
                 let cache = batch.seqs as u64 * seen * kv_heads * dim as u64 * 2;
                 Cost { flops: 2 * batch.tokens as u64 * heads * seen * dim as u64, bytes: read + cache + out * 4 }

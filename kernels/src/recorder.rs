@@ -138,6 +138,10 @@ impl Recorder {
                 self.vector("attention", sinks, heads);
             }
             self.rule(spec.window != Some(0), "attention", || "the window is 0".into());
+            let cut = spec.chunk != Some(0) && (spec.chunk.is_none() || spec.window.is_none());
+            self.rule(cut, "attention", || "a chunk of 0, or beside a window".into());
+            let grows = spec.temperature.is_none_or(|t| t.every > 0);
+            self.rule(grows, "attention", || "the temperature grows every 0 tokens".into());
             out = qs.with_last(vs.last());
         }
         self.push(Op::Attention { q, k, v, spec }, out, DType::F32)
@@ -189,11 +193,14 @@ impl Recorder {
         self.rule(shape.rank() == 2 && spec.top_k > 0 && spec.top_k <= experts, "router", || {
             format!("cannot choose {} of logits {shape}", spec.top_k)
         });
-        if let Some(bias) = spec.bias {
-            self.vector("router", bias, experts);
+        for vector in spec.bias.into_iter().chain(spec.gains) {
+            self.vector("router", vector, experts);
         }
         if let Some(g) = spec.groups {
-            let fits = g.groups > 0 && experts.is_multiple_of(g.groups) && (1..=g.groups).contains(&g.kept);
+            let fits = g.groups > 0
+                && (1..=2).contains(&g.summed)
+                && experts.is_multiple_of(g.groups)
+                && (1..=g.groups).contains(&g.kept);
             let enough = fits && g.kept * (experts / g.groups) >= spec.top_k;
             self.rule(enough, "router", || {
                 format!("{} of {experts} experts in {} groups, {} kept", spec.top_k, g.groups, g.kept)
@@ -217,12 +224,34 @@ impl Recorder {
             && up.dims()[1] == 2 * down.last()
             && down.dims()[1] == shape.last();
         self.rule(fits, "experts", || format!("gate_up {up} and down {down} do not fit x {shape}"));
+        let biased = spec.gate_up_bias.is_some() || spec.down_bias.is_some();
+        self.rule(!spec.weigh_input || !biased, "experts", || "weighed inputs beside biases".into());
         for (bias, like) in [(spec.gate_up_bias, up), (spec.down_bias, down)] {
             if let (Some(bias), true) = (bias, fits) {
                 self.vector("experts", bias, like.first() * like.dims()[1]);
             }
         }
         self.push(Op::Experts { x, route, spec }, shape, DType::F32)
+    }
+
+    /// `x [tokens, heads, in]`, `w [heads, out, in]` -> `[tokens, heads, out]`
+    pub fn head_linear(&self, x: Value, w: Weight) -> Value {
+        let shape = self.floats("head_linear", x);
+        let fits = shape.rank() == 3
+            && w.shape.rank() == 3
+            && shape.dims()[1] == w.shape.first()
+            && shape.last() == w.shape.last();
+        self.rule(fits, "head_linear", || format!("x {shape} does not fit w {}", w.shape));
+        let out = if fits { shape.with_last(w.shape.dims()[1]) } else { shape };
+        self.push(Op::HeadLinear { x, w }, out, DType::F32)
+    }
+
+    /// `a [.., n]`, `b [.., m]` -> `[.., n + m]`
+    pub fn concat(&self, a: Value, b: Value) -> Value {
+        let (x, y) = (self.floats("concat", a), self.floats("concat", b));
+        let fits = x.rank() == y.rank() && x.with_last(1) == y.with_last(1);
+        self.rule(fits, "concat", || format!("{x} and {y} do not fit"));
+        self.push(Op::Concat { a, b }, x.with_last(x.last() + y.last()), DType::F32)
     }
 
     /// `x [tokens, n]` -> `[rows, n]`: only the tokens whose logits are wanted.
@@ -318,6 +347,8 @@ impl Recorder {
             Op::Experts { x, route, spec } => self.experts(x, route, spec),
             Op::SelectRows { x } => self.select_rows(x),
             Op::Cast { x, to } => self.cast(x, to),
+            Op::HeadLinear { x, w } => self.head_linear(x, w),
+            Op::Concat { a, b } => self.concat(a, b),
             Op::Narrow { x, start, len } => self.narrow(x, start, len),
             Op::Reshape { x, shape } => self.reshape(x, shape),
             Op::AllReduce { x } => self.all_reduce(x),

@@ -55,7 +55,8 @@ impl Config {
             let reason = format!("{kv_heads} does not divide num_attention_heads, {heads}");
             return Err(keys.fail("num_key_value_heads", reason));
         }
-        let head_dim = match keys.maybe_size("head_dim")? {
+        // DeepSeek's heads have several sizes; the one that is rotated stands for them.
+        let head_dim = match keys.maybe_size("qk_rope_head_dim")?.or(keys.maybe_size("head_dim")?) {
             Some(dim) => dim,
             None if hidden.is_multiple_of(heads) => hidden / heads,
             None => {
@@ -87,7 +88,7 @@ impl Config {
             tied: keys.flag("tie_word_embeddings")?,
             attention_bias: keys.flag("attention_bias")?,
             mlp_bias: keys.flag("mlp_bias")?,
-            window: keys.maybe_size("sliding_window")?,
+            window: Some(keys.count("sliding_window")?).filter(|window| *window > 0),
             rope: RopeConfig { interleaved: keys.is_gguf() && family.gguf_interleaved, ..rope },
             eos: eos(&keys, vocab)?,
             keys,

@@ -3,8 +3,10 @@
 
 use std::borrow::Cow;
 use std::collections::HashMap;
+use std::ops::Range;
 
-use dualgauge_kernels::{Backend, Format, HostTensor, Shape, Weight};
+use dualgauge_kernels::{Backend, Format, HostTensor, Shape, Weight, format};
+use rayon::prelude::*;
 
 use crate::quant::Quantised;
 use crate::source::{Gguf, Safetensors, random::Random};
@@ -114,27 +116,6 @@ impl<'a> Loader<'a> {
         self.tensor(name, &[out, inner])
     }
 
-    /// The matrix `[out, inner]` that is stored as `[inner, out]`.
-    ///
-    /// # Errors
-    /// As [`Self::matrix`]; when it is in blocks, which cannot be turned.
-    pub fn matrix_of_columns(&mut self, name: &str, out: usize, inner: usize) -> Result<Weight> {
-        let (found, tensor) = self.read(name, &[inner, out])?;
-        if tensor.format.is_quantised() {
-            let reason = format!("is {} and stored column by column, which cannot be turned", tensor.format);
-            return Err(self.fail(&found, reason));
-        }
-        let size = tensor.bytes.len() / (out * inner);
-        let mut turned = Vec::with_capacity(tensor.bytes.len());
-        for column in 0..out {
-            (0..inner).for_each(|row| turned.extend_from_slice(&tensor.bytes[(row * out + column) * size..][..size]));
-        }
-        let done = tensor.bytes.len() as u64;
-        let weight = self.upload(HostTensor::new(name.to_string(), [out, inner], tensor.format, turned)?)?;
-        self.finished(&[found], done);
-        Ok(weight)
-    }
-
     /// The numbers of a small tensor, which stay on the host.
     ///
     /// # Errors
@@ -193,6 +174,77 @@ impl<'a> Loader<'a> {
         Ok(weight)
     }
 
+    /// The tensor of this shape, `[.., out, inner]`, that is stored `[.., inner, out]`: each matrix is turned on the heap.
+    /// Blocks stand along the inner dimension, so what is in blocks is not turned, and stored in this shape.
+    ///
+    /// # Errors
+    /// As [`Self::matrix`].
+    pub fn turned(&mut self, name: &str, shape: &[usize]) -> Result<Weight> {
+        let [lead @ .., out, inner] = shape else { unreachable!("a matrix has two dimensions: this is a bug") };
+        let (out, inner) = (*out, *inner);
+        let found = self.find(name).ok_or_else(|| self.fail(name, "is missing"))?;
+        let stored = [lead, &[inner, out]].concat();
+        if self.weights.tensor(&found, &stored)?.is_some_and(|tensor| tensor.format.is_quantised()) {
+            return self.tensor(name, shape);
+        }
+        let (found, tensor) = self.read(name, &stored)?;
+        let (each, done) = (tensor.format.block_bytes(), tensor.bytes.len() as u64);
+        let mut bytes = vec![0; tensor.bytes.len()];
+        let matrix = (out * inner * each).max(1);
+        bytes.par_chunks_exact_mut(matrix).zip(tensor.bytes.par_chunks_exact(matrix)).for_each(|(to, from)| {
+            for (o, row) in to.chunks_exact_mut(inner * each).enumerate() {
+                for (i, value) in row.chunks_exact_mut(each).enumerate() {
+                    value.copy_from_slice(&from[(i * out + o) * each..][..each]);
+                }
+            }
+        });
+        let weight = self.upload(HostTensor::new(name.to_string(), shape, tensor.format, bytes)?)?;
+        self.finished(&[found], done);
+        Ok(weight)
+    }
+
+    /// Rows `first .. first + out` of each of `heads` equal parts of a matrix `[heads * part, inner]`, as
+    /// `[heads, out, inner]`; with `turn`, as `[heads, inner, out]`. Blocks are decoded first: a part of them may not be
+    /// whole, and turned round they would lie across.
+    ///
+    /// # Errors
+    /// As [`Self::matrix`].
+    pub fn heads(
+        &mut self,
+        name: &str,
+        [heads, part, inner]: [usize; 3],
+        rows: Range<usize>,
+        turn: bool,
+    ) -> Result<Weight> {
+        let (_, tensor) = self.read(name, &[heads * part, inner])?;
+        let format = if tensor.format.is_quantised() { Format::Bf16 } else { tensor.format };
+        let values = tensor.to_f32();
+        let mut taken = Vec::with_capacity(heads * rows.len() * inner);
+        for head in values.chunks_exact(part * inner) {
+            let head = &head[rows.start * inner..rows.end * inner];
+            match turn {
+                true => taken.extend((0..inner).flat_map(|i| head[i..].iter().step_by(inner))),
+                false => taken.extend(head),
+            }
+        }
+        let shape = if turn { [heads, inner, rows.len()] } else { [heads, rows.len(), inner] };
+        let bytes = format::encode(format, &taken);
+        self.upload(HostTensor::new(name.to_string(), shape, format, bytes)?)
+    }
+
+    /// A matrix `[rows, len]` as one vector, kept as f32: biases of experts.
+    ///
+    /// # Errors
+    /// As [`Self::matrix`].
+    pub fn rows(&mut self, name: &str, rows: usize, len: usize) -> Result<Weight> {
+        let (found, mut tensor) = self.read(name, &[rows, len])?;
+        tensor.shape = [rows * len].into();
+        let done = tensor.bytes.len() as u64;
+        let weight = self.upload(tensor)?;
+        self.finished(&[found], done);
+        Ok(weight)
+    }
+
     /// A vector that is computed, not read.
     ///
     /// # Errors
@@ -215,7 +267,11 @@ impl<'a> Loader<'a> {
     /// The tensor and the name it was found under, its shape checked.
     fn read(&self, name: &str, shape: &[usize]) -> Result<(String, HostTensor<'a>)> {
         let found = self.find(name).ok_or_else(|| self.fail(name, "is missing"))?;
-        let tensor = self.weights.tensor(&found, shape)?.ok_or_else(|| self.fail(name, "is missing"))?;
+        let mut tensor = self.weights.tensor(&found, shape)?.ok_or_else(|| self.fail(name, "is missing"))?;
+        // Some vectors are stored as a matrix of one row.
+        if tensor.shape.dims() == [&[1], shape].concat() {
+            tensor.shape = shape.into();
+        }
         if tensor.shape.dims() != shape {
             let reason = format!("has shape {}, the configuration says {}", tensor.shape, Shape::new(shape));
             return Err(self.fail(&found, reason));

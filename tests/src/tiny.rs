@@ -112,7 +112,7 @@ impl Runner {
             let k = g.rope(g.reshape(k, [tokens, m.kv_heads, m.head_dim]), rope);
             let v = g.reshape(v, [tokens, m.kv_heads, m.head_dim]);
             let scale = (m.head_dim as f32).powf(-0.5);
-            let spec = AttnSpec { layer: i, scale, window: m.window, softcap: None, sinks: None };
+            let spec = AttnSpec { window: m.window, ..AttnSpec::new(i, scale) };
             let attended = g.attention(q, k, v, spec);
             x = g.add(x, g.linear(g.reshape(attended, [tokens, m.heads * m.head_dim]), layer.o));
             let h = g.rms_norm(x, Some(layer.mlp_norm), 0.0, 1e-5);

@@ -109,7 +109,7 @@ fn random_program(seed: u64) -> Program {
             4 => g.cast(x, *random.pick(&[DType::F16, DType::Bf16, DType::F32])),
             5 => {
                 layers += 1;
-                let spec = AttnSpec { layer: layers - 1, scale: 1.0, window: None, softcap: None, sinks: None };
+                let spec = AttnSpec::new(layers - 1, 1.0);
                 g.reshape(g.attention(heads(x), heads(y), heads(y), spec), [tokens, width])
             }
             6 => g.reshape(heads(y), [tokens, width]),

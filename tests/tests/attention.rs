@@ -1,6 +1,6 @@
 //! Paged attention on every device against the oracle: several sequences, several steps, all options.
 
-use dualgauge_kernels::{AttnSpec, Backend, Format, HostTensor, KvLayer, KvSpec, Recorder, Tail, Weight};
+use dualgauge_kernels::{AttnSpec, Backend, Format, HostTensor, KvLayer, KvSpec, Recorder, Tail, Temperature, Weight};
 use dualgauge_tests::{Pages, Random, TestDevice, Tolerance, assert_close, each_device};
 
 /// One layer of attention over several steps; the largest context crosses blocks and windows.
@@ -50,8 +50,8 @@ fn attention_steps(device: &TestDevice, seed: u64, layer: KvLayer, heads: usize,
             };
             let (q, k, v) = (of(q, heads), of(k, layer.kv_heads), of(v, layer.kv_heads));
             let scale = 0.5 * (layer.k_dim as f32).powf(-0.5) + 0.3;
-            let (window, softcap) = (spec.window, spec.softcap);
-            let out = g.attention(q, k, v, AttnSpec { layer: 0, scale, window, softcap, sinks });
+            let AttnCase { window, softcap, chunk, temperature, .. } = *spec;
+            let out = g.attention(q, k, v, AttnSpec { layer: 0, scale, window, softcap, sinks, chunk, temperature });
             let width = heads * layer.v_dim;
             let logits = g.reshape(out, [tokens, width]);
             let program = g.finish(logits, Tail { logits: true, ..Tail::default() }).expect("records");
@@ -74,18 +74,22 @@ struct AttnCase {
     window: Option<usize>,
     softcap: Option<f32>,
     sinks: bool,
+    chunk: Option<usize>,
+    temperature: Option<Temperature>,
 }
 
 #[test]
 fn attention() {
-    let plain = AttnCase { window: None, softcap: None, sinks: false };
+    let plain = AttnCase { window: None, softcap: None, sinks: false, chunk: None, temperature: None };
     let cases = [
         plain,
         AttnCase { window: Some(1), ..plain },
         AttnCase { window: Some(19), ..plain },
+        AttnCase { chunk: Some(24), ..plain },
+        AttnCase { temperature: Some(Temperature { every: 16, scale: 0.4 }), ..plain },
         AttnCase { softcap: Some(2.0), ..plain },
         AttnCase { sinks: true, ..plain },
-        AttnCase { window: Some(33), softcap: Some(5.0), sinks: true },
+        AttnCase { window: Some(33), softcap: Some(5.0), sinks: true, ..plain },
     ];
     let shapes = [(4, 2, 16, 16), (1, 1, 64, 64), (9, 3, 64, 64), (6, 1, 24, 8), (8, 8, 33, 17)];
     for (i, spec) in cases.iter().enumerate() {

@@ -14,9 +14,10 @@ fn router_specs(experts: usize, bias: Option<Weight>) -> Vec<RouterSpec> {
         normalise: false,
         scale: 1.0,
         bias: None,
+        gains: None,
         groups: None,
     };
-    let groups = experts.is_multiple_of(4).then_some(RouterGroups { groups: 4, kept: 2 });
+    let groups = experts.is_multiple_of(4).then_some(RouterGroups { groups: 4, kept: 2, summed: 2 });
     vec![
         plain,
         RouterSpec { normalise: true, top_k: experts.div_ceil(2), ..plain },
@@ -25,6 +26,7 @@ fn router_specs(experts: usize, bias: Option<Weight>) -> Vec<RouterSpec> {
         RouterSpec { score: RouterScore::Sigmoid, bias, scale: 2.5, normalise: true, groups, ..plain },
         RouterSpec { score: RouterScore::Softmax, groups, top_k: 1, ..plain },
         RouterSpec { score: RouterScore::SoftmaxChosen, bias, ..plain },
+        RouterSpec { gains: bias, groups: groups.map(|g| RouterGroups { summed: 1, ..g }), ..plain },
     ]
 }
 
@@ -32,7 +34,7 @@ fn router_specs(experts: usize, bias: Option<Weight>) -> Vec<RouterSpec> {
 #[test]
 fn router() {
     for (seed, experts) in (800..).zip([1, 4, 8, 16, 60]) {
-        for option in 0..7 {
+        for option in 0..8 {
             let tokens = TOKENS[(seed as usize + option) % TOKENS.len()];
             check("router", &format!("{experts} experts, option {option}"), seed, tokens, Allowed::F32, &|c| {
                 let logits = c.input(experts, 2.0);
@@ -45,7 +47,11 @@ fn router() {
                 let identity: Vec<f32> = (0..experts * experts).map(one).collect();
                 let down_bias = Some(c.vector_of(&identity));
                 let (gate_up_bias, act, interleaved) = (None, Act::Silu, false);
-                c.g.experts(x, route, ExpertsSpec { gate_up, gate_up_bias, down, down_bias, act, interleaved })
+                c.g.experts(
+                    x,
+                    route,
+                    ExpertsSpec { gate_up, gate_up_bias, down, down_bias, act, interleaved, weigh_input: false },
+                )
             });
         }
     }
@@ -79,7 +85,8 @@ fn experts() {
             let down = c.matrix([experts, hidden, inner], format);
             let gate_up_bias = biased.then(|| c.vector(experts * 2 * inner));
             let down_bias = biased.then(|| c.vector(experts * hidden));
-            c.g.experts(x, route, ExpertsSpec { gate_up, gate_up_bias, down, down_bias, act, interleaved })
+            let weigh_input = !biased && seed % 4 == 1;
+            c.g.experts(x, route, ExpertsSpec { gate_up, gate_up_bias, down, down_bias, act, interleaved, weigh_input })
         });
     }
 }

@@ -1,7 +1,7 @@
 //! Operations that see one token at a time, on every device against the oracle, over random shapes.
 
 use dualgauge_kernels::{Act, DType, Format, HostTensor, KvSpec, Recorder, RopeSpec, Tail};
-use dualgauge_tests::case::check;
+use dualgauge_tests::case::{check, run};
 use dualgauge_tests::{Allowed, Pages, Random, Tolerance, assert_close, each_device};
 
 /// Token counts around what kernels treat apart: one row, a few, a block and one more.
@@ -37,6 +37,38 @@ fn linear() {
             c.g.linear_bias(x, w, bias)
         });
     }
+}
+
+#[test]
+fn head_linear() {
+    let shapes = [(1, 1, 1), (3, 40, 17), (4, 16, 32), (5, 256, 64), (2, 64, 130)];
+    for (seed, (heads, inner, out)) in (280..).zip(shapes) {
+        for format in [Format::F32, Format::Bf16, Format::F16] {
+            let tokens = TOKENS[seed as usize % TOKENS.len()];
+            let allowed = if format == Format::F32 { Allowed::F32 } else { Allowed::PRODUCTS };
+            let what = format!("{format} {heads} heads [{out}, {inner}]");
+            check("head_linear", &what, seed, tokens, allowed, &|c| {
+                let x = c.input(heads * inner, 1.0);
+                let w = c.matrix([heads, out, inner], format);
+                c.g.head_linear(c.g.reshape(x, [tokens, heads, inner]), w)
+            });
+        }
+    }
+}
+
+/// By hand: two heads, each with a matrix of its own; rows beside rows.
+#[test]
+fn heads_and_rows_are_where_they_belong() {
+    each_device!("head_linear", |device| {
+        let held = run(device, 1, 1, &|c| {
+            let x = c.given(4, &[1.0, 2.0, 3.0, 4.0]);
+            let w = HostTensor::from_f32("w", [2, 1, 2], &[1.0, 10.0, 100.0, 1000.0]).expect("a tensor");
+            let w = c.upload(w);
+            let y = c.g.head_linear(c.g.reshape(x, [1, 2, 2]), w); // 21, 4300
+            c.g.concat(c.g.reshape(x, [1, 2, 2]), y)
+        });
+        assert_close(&device.name, &held, &[1.0, 2.0, 21.0, 3.0, 4.0, 4300.0], Tolerance::of_largest(1e-6));
+    });
 }
 
 #[test]
@@ -150,6 +182,10 @@ fn elementwise() {
         check("narrow", &format!("{what}, heads"), seed, tokens, Allowed::SAME, &|c| {
             let x = c.input(3 * (width + 2), 1.0);
             c.g.narrow(c.g.reshape(x, [tokens, 3, width + 2]), 1, width)
+        });
+        check("concat", &what, seed, tokens, Allowed::SAME, &|c| {
+            let (a, b) = (c.input(3 * width, 1.0), c.input(6, 1.0));
+            c.g.concat(c.g.reshape(a, [tokens, 3, width]), c.g.reshape(b, [tokens, 3, 2]))
         });
         for to in [DType::F32, DType::F16, DType::Bf16] {
             check("cast", &format!("{what} to {to}"), seed, tokens, Allowed::SAME, &|c| {

@@ -18,22 +18,38 @@ fn rope_spec(freqs: impl Into<Shape>) -> RopeSpec {
 }
 
 fn attn(layer: usize) -> AttnSpec {
-    AttnSpec { layer, scale: 1.0, window: None, softcap: None, sinks: None }
+    AttnSpec::new(layer, 1.0)
 }
 
 fn routing(top_k: usize) -> RouterSpec {
-    RouterSpec { top_k, score: RouterScore::Softmax, normalise: false, scale: 1.0, bias: None, groups: None }
+    RouterSpec {
+        top_k,
+        score: RouterScore::Softmax,
+        normalise: false,
+        scale: 1.0,
+        bias: None,
+        gains: None,
+        groups: None,
+    }
 }
 
 fn mixture(gate_up: [usize; 3], down: [usize; 3]) -> ExpertsSpec {
     let (gate_up, down) = (weight(1, gate_up), weight(2, down));
-    ExpertsSpec { gate_up, gate_up_bias: None, down, down_bias: None, act: Act::Silu, interleaved: false }
+    ExpertsSpec {
+        gate_up,
+        gate_up_bias: None,
+        down,
+        down_bias: None,
+        act: Act::Silu,
+        interleaved: false,
+        weigh_input: false,
+    }
 }
 
 type Fault = fn(&Recorder, Value) -> Value;
 
 /// What is wrong, a piece of the message, and how to do it with `x [5, 8]` f32.
-const FAULTS: [(&str, &str, Fault); 32] = [
+const FAULTS: [(&str, &str, Fault); 36] = [
     ("ids of floats", "embed: ids are not u32", |g, x| g.embed(x, weight(1, [9, 8]))),
     ("a table that is a vector", "embed: weight [9] is not a matrix", |g, _| g.embed(g.tokens(), weight(1, [9]))),
     ("another inner size", "linear: x [5, 8] does not fit w [3, 7]", |g, x| g.linear(x, weight(1, [3, 7]))),
@@ -67,6 +83,14 @@ const FAULTS: [(&str, &str, Fault); 32] = [
         let h = g.reshape(x, [5, 2, 4]);
         g.attention(h, h, h, AttnSpec { window: Some(0), ..attn(0) })
     }),
+    ("an empty chunk", "attention: a chunk of 0", |g, x| {
+        let h = g.reshape(x, [5, 2, 4]);
+        g.attention(h, h, h, AttnSpec { chunk: Some(0), ..attn(0) })
+    }),
+    ("a chunk beside a window", "attention: a chunk of 0, or beside a window", |g, x| {
+        let h = g.reshape(x, [5, 2, 4]);
+        g.attention(h, h, h, AttnSpec { chunk: Some(8), window: Some(8), ..attn(0) })
+    }),
     ("gate and up differ", "gated_act: gate [5, 8] and up [5, 4] differ", |g, x| {
         g.gated_act(x, g.narrow(x, 0, 4), Act::Silu)
     }),
@@ -78,10 +102,10 @@ const FAULTS: [(&str, &str, Fault); 32] = [
     ("a cap of nothing", "softcap: the cap is 0", |g, x| g.softcap(x, 0.0)),
     ("more experts than there are", "router: cannot choose 9 of logits [5, 8]", |g, x| g.router(x, routing(9))),
     ("groups that do not divide", "router: 2 of 8 experts in 3 groups, 1 kept", |g, x| {
-        g.router(x, RouterSpec { groups: Some(RouterGroups { groups: 3, kept: 1 }), ..routing(2) })
+        g.router(x, RouterSpec { groups: Some(RouterGroups { groups: 3, kept: 1, summed: 2 }), ..routing(2) })
     }),
     ("groups that keep too few", "router: 3 of 8 experts in 4 groups, 1 kept", |g, x| {
-        g.router(x, RouterSpec { groups: Some(RouterGroups { groups: 4, kept: 1 }), ..routing(3) })
+        g.router(x, RouterSpec { groups: Some(RouterGroups { groups: 4, kept: 1, summed: 2 }), ..routing(3) })
     }),
     ("a route of floats", "experts: route is not one row of pairs a token", |g, x| {
         g.experts(x, x, mixture([4, 6, 8], [4, 8, 3]))
@@ -89,6 +113,10 @@ const FAULTS: [(&str, &str, Fault); 32] = [
     ("experts of another size", "experts: gate_up [4, 6, 8] and down [4, 8, 2] do not fit x [5, 8]", |g, x| {
         g.experts(x, g.router(x, routing(2)), mixture([4, 6, 8], [4, 8, 2]))
     }),
+    ("heads of another size", "head_linear: x [5, 2, 4] does not fit w [2, 3, 5]", |g, x| {
+        g.head_linear(g.reshape(x, [5, 2, 4]), weight(1, [2, 3, 5]))
+    }),
+    ("rows of two lengths", "concat: [5, 8] and [2, 8] do not fit", |g, x| g.concat(x, g.select_rows(x))),
     ("rows twice", "select_rows: x [2, 8] is not one row a token", |g, x| g.select_rows(g.select_rows(x))),
     ("a cast to ids", "cast: cannot cast to u32", |g, x| g.cast(x, DType::U32)),
     ("a cut beyond the end", "narrow: 6 + 3 is beyond x [5, 8]", |g, x| g.narrow(x, 6, 3)),

@@ -40,6 +40,7 @@ static Kernel kernels[] = {
     K(linear_mma),   K(linear_f32),  K(linear_f16),    K(linear_bf16), K(store_kv_f32),   K(store_kv_bf16), K(attend_f32),
     K(router),       K(experts_gate_up_f32), K(experts_gate_up_f16), K(experts_gate_up_bf16),
     K(experts_down_f32), K(experts_down_f16), K(experts_down_bf16),
+    K(concat),       K(head_linear_f32), K(head_linear_f16), K(head_linear_bf16),
     K(attend_bf16),  K(combine_splits), K(mask_logits), K(argmax),     K(top_k),          K(log_sum_exp),
 };
 

@@ -16,7 +16,7 @@ use super::lanes::{self, LANES, Vectors};
 use super::pool::Pool;
 use super::rows::Apart;
 use super::tile::{self, Tile};
-use crate::{Batch, DType};
+use crate::{Batch, DType, Temperature};
 
 /// Keys of a split: partial results are combined at multiples of this position.
 pub(crate) const SPLIT_TOKENS: usize = 512;
@@ -35,6 +35,8 @@ pub(crate) struct Form {
     pub(crate) scale: f32,
     pub(crate) window: Option<usize>,
     pub(crate) softcap: Option<f32>,
+    pub(crate) chunk: Option<usize>,
+    pub(crate) temperature: Option<Temperature>,
 }
 
 impl Form {
@@ -46,7 +48,16 @@ impl Form {
     /// The oldest position that a query at `position` sees.
     #[inline(always)]
     pub(crate) fn oldest(&self, position: usize) -> usize {
-        self.window.map_or(0, |w| (position + 1).saturating_sub(w))
+        match (self.window, self.chunk) {
+            (Some(window), _) => (position + 1).saturating_sub(window),
+            (None, Some(chunk)) => position / chunk * chunk,
+            (None, None) => 0,
+        }
+    }
+
+    /// What multiplies the scores of a query at `position`.
+    pub(crate) fn scale_at(&self, position: usize) -> f32 {
+        self.scale * self.temperature.map_or(1.0, |t| t.at(position))
     }
 }
 

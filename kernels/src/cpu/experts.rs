@@ -20,6 +20,8 @@ pub(crate) struct Weights<'a> {
     pub(crate) down_bias: Option<&'a [f32]>,
     pub(crate) act: Act,
     pub(crate) interleaved: bool,
+    /// The route's weight multiplies what goes in.
+    pub(crate) weigh_input: bool,
 }
 
 /// Memory that experts need while they run; kept from step to step.
@@ -95,7 +97,11 @@ pub(crate) unsafe fn run(
         for place in range {
             let from = &x[entries[place] / top_k * hidden..][..hidden];
             // SAFETY: each place has a row of its own.
-            unsafe { to.get().add(place * hidden).copy_from_nonoverlapping(from.as_ptr(), hidden) };
+            let to = unsafe { std::slice::from_raw_parts_mut(to.get().add(place * hidden), hidden) };
+            match w.weigh_input {
+                true => to.iter_mut().zip(from).for_each(|(to, x)| *to = x * route[entries[place]].logit),
+                false => to.copy_from_slice(from),
+            }
         }
     });
     let side = Side { matrices: w.gate_up, bias: w.gate_up_bias, inner: hidden, out: 2 * inner };
@@ -125,22 +131,24 @@ pub(crate) unsafe fn run(
             let out = unsafe { std::slice::from_raw_parts_mut(out.get().add(token * hidden), hidden) };
             let entries = token * top_k..(token + 1) * top_k;
             let (route, places) = (&route[entries.clone()], &place_of[entries]);
-            lanes::run(rowwise.vectors, Weighted { route, places, results, out });
+            let weighed = w.weigh_input;
+            lanes::run(rowwise.vectors, Weighted { route, places, results, weighed, out });
         }
     });
     Ok(())
 }
 
-/// One of the two products of every chosen expert.
-struct Side<'a> {
-    matrices: &'a [Matrix],
-    bias: Option<&'a [f32]>,
-    inner: usize,
-    out: usize,
+/// Products of several matrices with rows of their own: one of the two of every chosen expert.
+pub(crate) struct Side<'a> {
+    pub(crate) matrices: &'a [Matrix],
+    pub(crate) bias: Option<&'a [f32]>,
+    pub(crate) inner: usize,
+    pub(crate) out: usize,
 }
 
 impl Side<'_> {
-    fn run(
+    /// `chosen`: the matrix, its first row in `x` and `out`, and how many it has.
+    pub(crate) fn run(
         &self,
         rowwise: Rowwise<'_>,
         chosen: &[(usize, usize, usize)],
@@ -171,6 +179,8 @@ struct Weighted<'a> {
     route: &'a [Candidate],
     places: &'a [usize],
     results: &'a [f32],
+    /// The weights are in the results already.
+    weighed: bool,
     out: &'a mut [f32],
 }
 
@@ -179,13 +189,14 @@ impl Kernel for Weighted<'_> {
 
     #[inline(always)]
     fn run<L: Lanes>(self) {
-        let Self { route, places, results, out } = self;
+        let Self { route, places, results, weighed, out } = self;
         let hidden = out.len();
         for (i, out) in out.chunks_mut(LANES).enumerate() {
             let mut sum = L::splat(0.0);
             for (choice, place) in route.iter().zip(places) {
                 let row = &results[place * hidden..][..hidden];
-                sum = L::load_part(&row[i * LANES..]).fma(L::splat(choice.logit), sum);
+                let weight = if weighed { 1.0 } else { choice.logit };
+                sum = L::load_part(&row[i * LANES..]).fma(L::splat(weight), sum);
             }
             sum.store_part(out);
         }

@@ -9,7 +9,7 @@ use super::kv::{BLOCK_TOKENS, Cell, KvCache};
 use super::lanes::Vectors;
 use super::pool::Pool;
 use super::rows::Apart;
-use crate::{Batch, BatchShape, DType, KvLayer, KvSpec};
+use crate::{Batch, BatchShape, DType, KvLayer, KvSpec, Temperature};
 
 /// A plain generator of repeatable values.
 struct Noise(u64);
@@ -59,11 +59,15 @@ impl World {
                     for h in 0..f.heads {
                         let kv = h / f.group();
                         let q = &self.q[s][(p * f.heads + h) * f.dim..][..f.dim];
-                        let from = f.window.map_or(0, |w| (p + 1).saturating_sub(w));
+                        let from =
+                            f.window.map_or(0, |w| (p + 1).saturating_sub(w)).max(f.chunk.map_or(0, |c| p - p % c));
+                        let heat = f.temperature.map_or(1.0, |t| {
+                            1.0 + f64::from(t.scale) * (1.0 + ((p + 1) as f64 / t.every as f64).floor()).ln()
+                        });
                         let score = |j: usize| {
                             let k = &self.k[s][(j * f.kv_heads + kv) * f.dim..][..f.dim];
                             let dot: f64 = q.iter().zip(k).map(|(q, k)| f64::from(*q) * kept(*k)).sum();
-                            let score = dot * f64::from(f.scale);
+                            let score = dot * f64::from(f.scale) * heat;
                             f.softcap.map_or(score, |c| f64::from(c) * (score / f64::from(c)).tanh())
                         };
                         let weights: Vec<f64> = (from..=p).map(|j| score(j).exp()).collect();
@@ -208,7 +212,17 @@ fn check(form: Form, dtype: DType, lengths: &[usize], sinks: bool, seed: u64) {
 }
 
 fn form(heads: usize, kv_heads: usize, dim: usize, v_dim: usize) -> Form {
-    Form { heads, kv_heads, dim, v_dim, scale: (dim as f32).powf(-0.5), window: None, softcap: None }
+    Form {
+        heads,
+        kv_heads,
+        dim,
+        v_dim,
+        scale: (dim as f32).powf(-0.5),
+        window: None,
+        softcap: None,
+        chunk: None,
+        temperature: None,
+    }
 }
 
 #[test]
@@ -228,6 +242,9 @@ fn windows_caps_and_sinks_are_blind_to_company_too() {
     for (seed, window) in (20..).zip([1, 2, 15, 16, 17, 24, 64, 100]) {
         let form = Form { window: Some(window), ..form(4, 2, 16, 16) };
         check(form, DType::Bf16, &[150, 3, 70], seed % 2 == 0, seed);
+        let temperature = Some(Temperature { every: window, scale: 0.2 });
+        let cut = Form { window: None, chunk: Some(window), temperature, ..form };
+        check(cut, DType::Bf16, &[150, 3], seed % 2 == 1, seed);
         check(Form { softcap: Some(2.0), scale: 4.0, ..form }, DType::F32, &[90], true, seed);
     }
 }

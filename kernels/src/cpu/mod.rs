@@ -6,6 +6,7 @@
 mod attention;
 mod buffer;
 mod experts;
+mod heads;
 mod isa;
 mod kv;
 mod lanes;

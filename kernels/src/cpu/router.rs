@@ -15,7 +15,7 @@ use crate::{Candidate, RouterScore, RouterSpec};
 pub(crate) unsafe fn route(
     rowwise: Rowwise<'_>,
     spec: &RouterSpec,
-    bias: Option<&[f32]>,
+    [bias, gains]: [Option<&[f32]>; 2],
     logits: &[f32],
     experts: usize,
     out: Apart<Candidate>,
@@ -39,7 +39,8 @@ pub(crate) unsafe fn route(
                 weights.iter_mut().for_each(|w| *w /= sum);
             }
             for (i, (e, w)) in token.order.iter().zip(&weights).enumerate() {
-                let choice = Candidate { id: *e as u32, logit: w * spec.scale };
+                let weight = w * spec.scale;
+                let choice = Candidate { id: *e as u32, logit: gains.map_or(weight, |g| weight * g[*e]) };
                 // SAFETY: each token has a row of its own.
                 unsafe { out.get().add(t * spec.top_k + i).write(choice) };
             }
@@ -71,7 +72,7 @@ impl Token {
             None => order.extend(0..biased.len()),
             Some(g) => {
                 let size = biased.len() / g.groups;
-                let sums: Vec<f32> = biased.chunks_exact(size).map(best_two).collect();
+                let sums: Vec<f32> = biased.chunks_exact(size).map(|group| best(group, g.summed)).collect();
                 let mut groups: Vec<usize> = (0..g.groups).collect();
                 groups.sort_by(|a, b| sums[*b].total_cmp(&sums[*a]));
                 groups.truncate(g.kept);
@@ -84,8 +85,8 @@ impl Token {
     }
 }
 
-/// Sum of the two largest (of the only one, in a group of one).
-fn best_two(scores: &[f32]) -> f32 {
+/// The largest score, or the sum of the two largest (of the only one, in a group of one).
+fn best(scores: &[f32], summed: usize) -> f32 {
     let (mut first, mut second) = (f32::NEG_INFINITY, f32::NEG_INFINITY);
     for s in scores {
         if *s > first {
@@ -94,7 +95,7 @@ fn best_two(scores: &[f32]) -> f32 {
             second = *s;
         }
     }
-    if scores.len() > 1 { first + second } else { first }
+    if scores.len().min(summed) > 1 { first + second } else { first }
 }
 
 fn softmax(rowwise: Rowwise<'_>, x: &mut [f32]) {

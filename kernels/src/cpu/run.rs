@@ -4,6 +4,7 @@
 use super::attention::{self, Attention};
 use super::buffer::Buffer;
 use super::experts;
+use super::heads;
 use super::kv::KvCache;
 use super::lanes::Vectors;
 use super::matrix::Matrix;
@@ -62,6 +63,7 @@ pub(crate) struct Scratch {
     plans: Vec<attention::Plan>,
     rotations: Vec<Rotation>,
     experts: experts::Scratch,
+    heads: heads::Scratch,
 }
 
 impl Scratch {
@@ -72,6 +74,7 @@ impl Scratch {
             plans: vec![],
             rotations: vec![],
             experts: experts::Scratch::default(),
+            heads: heads::Scratch::default(),
         }
     }
 }
@@ -167,8 +170,8 @@ impl Runner<'_> {
                     rowwise.map(*f, values.read(*a), b, *n, values.to(*out));
                 }
                 Step::Router { logits, experts, spec, out } => {
-                    let bias = spec.bias.map(|b| self.weights.vector(b));
-                    super::router::route(rowwise, spec, bias, values.read(*logits), *experts, values.to(*out));
+                    let vectors = [spec.bias, spec.gains].map(|w| w.map(|w| self.weights.vector(w)));
+                    super::router::route(rowwise, spec, vectors, values.read(*logits), *experts, values.to(*out));
                 }
                 Step::Experts { x, route, tokens, spec, out } => self.experts(*x, *route, *tokens, spec, *out)?,
                 Step::SelectRows { x, n, out } => {
@@ -176,6 +179,20 @@ impl Runner<'_> {
                     for (row, out) in self.batch.rows.iter().zip(out.chunks_exact_mut(*n)) {
                         out.copy_from_slice(&x[*row as usize * n..][..*n]);
                     }
+                }
+                Step::Heads { x, tokens, w, out } => {
+                    let (x, matrices) = (values.read(*x), self.weights.experts(*w));
+                    heads::run(rowwise, matrices, x, *tokens, &mut self.scratch.heads, values.to(*out));
+                }
+                Step::Concat { a, n, b, m, out } => {
+                    let (a, b, to) = (values.read::<f32>(*a), values.read::<f32>(*b), values.to::<f32>(*out));
+                    rowwise.spread(a.len() / n, n + m, &|range| {
+                        for row in range {
+                            let to = to.get().add(row * (n + m));
+                            to.copy_from_nonoverlapping(a[row * n..][..*n].as_ptr(), *n);
+                            to.add(*n).copy_from_nonoverlapping(b[row * m..][..*m].as_ptr(), *m);
+                        }
+                    });
                 }
                 Step::Narrow { x, n, start, len, out } => {
                     let (x, to) = (values.read::<f32>(*x), values.to::<f32>(*out));
@@ -315,6 +332,7 @@ impl Runner<'_> {
             down_bias: vector(spec.down_bias),
             act: spec.act,
             interleaved: spec.interleaved,
+            weigh_input: spec.weigh_input,
         };
         let rowwise = Rowwise { vectors: self.vectors, pool: self.pool };
         // SAFETY: the caller's.

@@ -120,6 +120,21 @@ pub(crate) enum Step {
         n: usize,
         out: Span,
     },
+    /// `w`: one matrix a head.
+    Heads {
+        x: Span,
+        tokens: usize,
+        w: Weight,
+        out: Span,
+    },
+    /// Rows of `n` values beside rows of `m`.
+    Concat {
+        a: Span,
+        n: usize,
+        b: Span,
+        m: usize,
+        out: Span,
+    },
     Narrow {
         x: Span,
         n: usize,
@@ -224,7 +239,8 @@ impl Schedule {
                 };
                 let (heads, v_dim) = (shape.dims()[1], shape.last());
                 let (scale, window, softcap) = (spec.scale, spec.window, spec.softcap);
-                let form = Form { heads, kv_heads, dim, v_dim, scale, window, softcap };
+                let (chunk, temperature) = (spec.chunk, spec.temperature);
+                let form = Form { heads, kv_heads, dim, v_dim, scale, window, softcap, chunk, temperature };
                 let form = position(&mut self.forms, form);
                 let (layer, sinks) = (spec.layer, spec.sinks);
                 Step::Attention(AttentionStep { q: span(q), k: span(k), v: span(v), out, form, layer, sinks })
@@ -258,6 +274,8 @@ impl Schedule {
                 Step::Experts { x: span(x), route: span(route), tokens: shape.first(), spec, out }
             }
             Op::SelectRows { x } => Step::SelectRows { x: span(x), n: shape.elements() / shape.first(), out },
+            Op::HeadLinear { x, w } => Step::Heads { x: span(x), tokens: shape.first(), w, out },
+            Op::Concat { a, b } => Step::Concat { a: span(a), n: width(a), b: span(b), m: width(b), out },
             Op::Narrow { x, start, len } => Step::Narrow { x: span(x), n: width(x), start, len, out },
             Op::AllReduce { x } => Step::Copy { x: span(x), out },
             Op::MaskLogits { x } => Step::Mask { x: span(x), n: shape.last(), out },
@@ -339,6 +357,7 @@ fn moved(mut op: Op, place: &[Value]) -> Op {
         | Op::Softcap { x, .. }
         | Op::SelectRows { x }
         | Op::Cast { x, .. }
+        | Op::HeadLinear { x, .. }
         | Op::Narrow { x, .. }
         | Op::Reshape { x, .. }
         | Op::AllReduce { x }
@@ -350,7 +369,7 @@ fn moved(mut op: Op, place: &[Value]) -> Op {
         Op::SsmScan { x, dt, b, c, .. } => [x, dt, b, c].into_iter().for_each(at),
         Op::GatedDelta { q, k, v, dt, beta, .. } => [q, k, v, dt, beta].into_iter().for_each(at),
         Op::GatedAct { gate, up, .. } => std::iter::once(gate).chain(up).for_each(at),
-        Op::Add { a, b } | Op::Mul { a, b } => [a, b].into_iter().for_each(at),
+        Op::Add { a, b } | Op::Mul { a, b } | Op::Concat { a, b } => [a, b].into_iter().for_each(at),
         Op::Router { logits, .. } => at(logits),
         Op::Experts { x, route, .. } => [x, route].into_iter().for_each(at),
     }

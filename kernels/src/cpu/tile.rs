@@ -200,11 +200,12 @@ unsafe fn pack_queries<L: Lanes>(attention: &Attention<'_>, item: &Item, out: *m
         let count = L::TILE_ROWS.min(rows - tile * L::TILE_ROWS);
         let (token, head) = (item.first + row / group, item.kv_head * group + row % group);
         let q = &attention.q[(token * form.heads + head) * form.dim..][..form.dim];
+        let scale = form.scale_at(item.position + row / group);
         // SAFETY: the caller's.
         unsafe {
             let out = out.add(tile * L::TILE_ROWS * pairs * 2 + r * 2);
             for (d, x) in q.iter().enumerate() {
-                out.add(d / 2 * count * 2 + d % 2).write(x * form.scale);
+                out.add(d / 2 * count * 2 + d % 2).write(x * scale);
             }
             if form.dim % 2 == 1 {
                 out.add((pairs - 1) * count * 2 + 1).write(0.0);

@@ -117,6 +117,21 @@ impl Planner<'_> {
             Op::Cast { x, .. } | Op::AllReduce { x } => {
                 self.elements("scale", total, &[out, self.at(x), F32(1.0), u(total)])
             }
+            Op::HeadLinear { x, w } => {
+                let name = match w.format {
+                    Format::F32 => "head_linear_f32",
+                    Format::F16 => "head_linear_f16",
+                    Format::Bf16 => "head_linear_bf16",
+                    other => return Err(no_format(other)),
+                };
+                let (heads, k, rows) = (w.shape.first(), w.shape.last(), shape.first());
+                let arguments = [out, self.at(x), self.weight(w), u(heads), u(last), u(k)];
+                self.launch(name, (last.div_ceil(PLAIN_COLUMNS), heads, rows), 128, 0, &arguments)
+            }
+            Op::Concat { a, b } => {
+                let [n, m] = [a, b].map(|v| u(self.program.node(v).shape.last()));
+                self.elements("concat", total, &[out, self.at(a), self.at(b), n, m, u(total)])
+            }
             Op::Narrow { x, start, len } => {
                 let width = self.program.node(x).shape.last();
                 self.elements("narrow", total, &[out, self.at(x), u(width), u(start), u(len), u(total)])
@@ -209,7 +224,10 @@ impl Planner<'_> {
             u(batch.blocks),
             u(kv.block_tokens),
             u(spec.window.unwrap_or(0)),
+            u(spec.chunk.unwrap_or(0)),
             u(splits),
+            u(spec.temperature.map_or(0, |t| t.every)),
+            F32(spec.temperature.map_or(0.0, |t| t.scale)),
             F32(spec.scale),
             F32(spec.softcap.unwrap_or(0.0)),
         ];
@@ -222,11 +240,12 @@ impl Planner<'_> {
 
     fn router(&mut self, out: Argument, logits: Value, spec: &RouterSpec, total: usize) -> Result<Vec<Launch>> {
         let experts = self.program.node(logits).shape.last();
-        let groups = spec.groups.unwrap_or(RouterGroups { groups: 1, kept: 1 });
+        let groups = spec.groups.unwrap_or(RouterGroups { groups: 1, kept: 1, summed: 1 });
         let arguments = [
             out,
             self.at(logits),
             self.optional(spec.bias),
+            self.optional(spec.gains),
             u(experts),
             u(spec.top_k),
             U32(match spec.score {
@@ -238,6 +257,7 @@ impl Planner<'_> {
             F32(spec.scale),
             u(groups.groups),
             u(groups.kept),
+            u(groups.summed),
         ];
         let shared = (2 * experts + groups.groups) * 4;
         self.launch("router", (total / spec.top_k, 1, 1), 32, shared, &arguments)
@@ -275,6 +295,7 @@ impl Planner<'_> {
             U32(spec.interleaved.into()),
             F32(alpha),
             F32(limit),
+            U32(spec.weigh_input.into()),
         ];
         let mut launches = self.launch(gate_up, (tokens * top_k, width.div_ceil(4), 1), 128, 0, &made)?;
         let summed = [
@@ -286,6 +307,7 @@ impl Planner<'_> {
             u(top_k),
             u(hidden),
             u(width),
+            U32(spec.weigh_input.into()),
         ];
         launches.extend(self.launch(down, (tokens, hidden.div_ceil(4), 1), 128, 0, &summed)?);
         Ok(launches)

@@ -50,13 +50,14 @@ pub fn attend(cache: &Cache, batch: &Batch, q: &Tensor, spec: &AttnSpec, sinks: 
     let mut out = vec![0.0; tokens * heads * shape.v_dim];
     for seq in 0..batch.shape.seqs {
         for token in batch.query(seq) {
-            let slots = visible(cache, batch, seq, token, spec.window);
+            let slots = visible(cache, batch, seq, token, spec);
+            let scale = spec.scale * spec.temperature.map_or(1.0, |t| t.at(batch.positions[token] as usize));
             for head in 0..heads {
                 let kv_head = head / (heads / shape.kv_heads);
                 let query = q.get(token)?.narrow(0, head, 1)?; // [1, dim]
                 let keys = cache.gather(spec.layer, 0, kv_head, &slots)?;
                 let values = cache.gather(spec.layer, 1, kv_head, &slots)?;
-                let mut scores = dense::times(&query.matmul(&keys.t()?)?, spec.scale)?; // [1, slots]
+                let mut scores = dense::times(&query.matmul(&keys.t()?)?, scale)?; // [1, slots]
                 if let Some(cap) = spec.softcap {
                     scores = dense::softcap(&scores, cap)?;
                 }
@@ -69,10 +70,14 @@ pub fn attend(cache: &Cache, batch: &Batch, q: &Tensor, spec: &AttnSpec, sinks: 
     Tensor::from_vec(out, (tokens, heads, shape.v_dim), &Device::Cpu)
 }
 
-/// The slots `token` sees, in order of position: up to its own, within the window.
-fn visible(cache: &Cache, batch: &Batch, seq: usize, token: usize, window: Option<usize>) -> Vec<usize> {
+/// The slots `token` sees, in order of position: up to its own, within the window or chunk.
+fn visible(cache: &Cache, batch: &Batch, seq: usize, token: usize, spec: &AttnSpec) -> Vec<usize> {
     let last = batch.positions[token] as usize;
-    let first = window.map_or(0, |w| (last + 1).saturating_sub(w));
+    let first = match (spec.window, spec.chunk) {
+        (Some(window), _) => (last + 1).saturating_sub(window),
+        (None, Some(chunk)) => last / chunk * chunk,
+        (None, None) => 0,
+    };
     let block_tokens = cache.spec.block_tokens;
     let blocks = batch.blocks(seq);
     (first..=last).map(|p| blocks[p / block_tokens] as usize * block_tokens + p % block_tokens).collect()

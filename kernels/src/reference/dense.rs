@@ -4,6 +4,15 @@ use candle_core::{D, Device, Result, Tensor};
 
 use crate::{Act, DType, RopeSpec};
 
+/// `x [tokens, heads, in]`, each head by its own matrix of `w [heads, out, in]`. `[tokens, heads, out]`
+pub fn head_linear(x: &Tensor, w: &Tensor) -> Result<Tensor> {
+    let heads = (0..w.dim(0)?).map(|head| {
+        let x = x.narrow(1, head, 1)?.squeeze(1)?.contiguous()?; // [tokens, in]
+        linear(&x, &w.get(head)?, None)?.unsqueeze(1)
+    });
+    Tensor::cat(&heads.collect::<Result<Vec<_>>>()?, 1)
+}
+
 /// `x [.., in] . w [out, in]^T + bias`, one row after another: a product of one row has one order of sums, whatever the
 /// batch.
 pub fn linear(x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {

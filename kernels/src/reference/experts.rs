@@ -7,9 +7,15 @@ use crate::backend::Candidate;
 use crate::{ExpertsSpec, RouterScore, RouterSpec};
 
 /// `logits [tokens, experts]` to `top_k` pairs (expert, weight) a token, best first, ties to the lowest id.
-pub fn router(logits: &Tensor, bias: Option<&Tensor>, spec: &RouterSpec) -> Result<Vec<Candidate>> {
+pub fn router(
+    logits: &Tensor,
+    bias: Option<&Tensor>,
+    gains: Option<&Tensor>,
+    spec: &RouterSpec,
+) -> Result<Vec<Candidate>> {
     let (tokens, experts) = logits.dims2()?;
     let bias: Vec<f32> = bias.map_or(Ok(vec![0.0; experts]), |b| b.to_vec1())?;
+    let gains: Vec<f32> = gains.map_or(Ok(vec![1.0; experts]), |g| g.to_vec1())?;
     let scores: Vec<Vec<f32>> = match spec.score {
         RouterScore::Softmax => softmax(logits)?,
         RouterScore::SoftmaxChosen => logits.clone(),
@@ -32,7 +38,7 @@ pub fn router(logits: &Tensor, bias: Option<&Tensor>, spec: &RouterSpec) -> Resu
             chosen = chosen.broadcast_div(&chosen.sum_keepdim(1)?)?;
         }
         let weights: Vec<f32> = dense::times(&chosen, spec.scale)?.flatten_all()?.to_vec1()?;
-        routes.extend(order.iter().zip(weights).map(|(e, logit)| Candidate { id: *e as u32, logit }));
+        routes.extend(order.iter().zip(weights).map(|(e, w)| Candidate { id: *e as u32, logit: w * gains[*e] }));
     }
     Ok(routes)
 }
@@ -61,6 +67,7 @@ pub fn experts(x: &Tensor, route: &[Candidate], w: &Weights<'_>, spec: &ExpertsS
         for choice in &route[token * top_k..][..top_k] {
             let expert = choice.id as usize;
             let up_bias = bias(w.gate_up_bias, expert, 2 * inner)?;
+            let row = if spec.weigh_input { dense::times(&row, choice.logit)? } else { row.clone() };
             let both = dense::linear(&row, &w.gate_up.get(expert)?, up_bias.as_ref())?; // [1, 2 * inner]
             let (gate, up) = match spec.interleaved {
                 true => {
@@ -72,7 +79,7 @@ pub fn experts(x: &Tensor, route: &[Candidate], w: &Weights<'_>, spec: &ExpertsS
             let middle = dense::gated_act(&gate, Some(&up), spec.act)?;
             let down_bias = bias(w.down_bias, expert, hidden)?;
             let y = dense::linear(&middle, &w.down.get(expert)?, down_bias.as_ref())?;
-            sum = (sum + dense::times(&y, choice.logit)?)?;
+            sum = (sum + if spec.weigh_input { y } else { dense::times(&y, choice.logit)? })?;
         }
         rows.push(sum);
     }
@@ -83,7 +90,7 @@ fn groups_of(spec: &RouterSpec) -> usize {
     spec.groups.map_or(1, |g| g.groups)
 }
 
-/// Which groups are open: the best `kept` by the sum of their two best scores, ties to the lowest.
+/// Which groups are open: the best `kept` by the sum of their best scores, ties to the lowest.
 fn groups(scores: &[f32], spec: &RouterSpec) -> Vec<bool> {
     let Some(spec) = spec.groups else { return vec![true] };
     let size = scores.len() / spec.groups;
@@ -92,7 +99,7 @@ fn groups(scores: &[f32], spec: &RouterSpec) -> Vec<bool> {
         .map(|group| {
             let mut group = group.to_vec();
             group.sort_by(|a, b| b.total_cmp(a));
-            group.iter().take(2).sum()
+            group.iter().take(spec.summed).sum()
         })
         .collect();
     let mut order: Vec<usize> = (0..spec.groups).collect();

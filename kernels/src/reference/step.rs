@@ -93,7 +93,9 @@ impl Step<'_> {
             Op::Mul { a, b } => float(x(*a).broadcast_mul(x(*b))),
             Op::Scale { x: v, by } => float(dense::times(x(*v), *by)),
             Op::Softcap { x: v, cap } => float(dense::softcap(x(*v), *cap)),
-            Op::Router { logits, spec } => experts::router(x(*logits), maybe(&spec.bias), spec).map(Held::Pairs),
+            Op::Router { logits, spec } => {
+                experts::router(x(*logits), maybe(&spec.bias), maybe(&spec.gains), spec).map(Held::Pairs)
+            }
             Op::Experts { x: v, route, spec } => {
                 let weights = experts::Weights {
                     gate_up: w(&spec.gate_up),
@@ -108,6 +110,8 @@ impl Step<'_> {
                 float(x(*v).index_select(&Tensor::from_slice(rows, rows.len(), &Device::Cpu)?, 0))
             }
             Op::Cast { x: v, to } => float(dense::round_to(x(*v), *to)),
+            Op::HeadLinear { x: v, w: m } => float(dense::head_linear(x(*v), w(m))),
+            Op::Concat { a, b } => float(Tensor::cat(&[x(*a), x(*b)], candle_core::D::Minus1)),
             Op::Narrow { x: v, start, len } => {
                 float(x(*v).narrow(candle_core::D::Minus1, *start, *len).and_then(|x| x.contiguous()))
             }

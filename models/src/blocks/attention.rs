@@ -1,7 +1,7 @@
 //! Owns multi-head attention with its projections: grouped heads, biases, norms on queries and keys, rotation, window,
 //! soft cap, sinks. Each is an explicit option; it knows no family.
 
-use dualgauge_kernels::{AttnSpec, KvLayer, Recorder, RopeSpec, Value};
+use dualgauge_kernels::{AttnSpec, KvLayer, Recorder, RopeSpec, Temperature, Value};
 
 use super::{Linear, Norm, NormKind, Part};
 use crate::loader::Loader;
@@ -34,6 +34,10 @@ pub struct AttentionOptions {
     pub softcap: Option<f32>,
     /// One learned softmax column a head.
     pub sinks: bool,
+    /// A query sees keys of its own piece of this many positions alone.
+    pub chunk: Option<usize>,
+    /// Scores grow with the position.
+    pub temperature: Option<Temperature>,
 }
 
 /// How query, key and value are stored.
@@ -74,6 +78,8 @@ pub enum QkNorm {
     Head(NormKind),
     /// Over all heads together; a gain of `[heads * head_dim]`.
     Whole(NormKind),
+    /// Over each head, without a gain, and after the rotation.
+    Last,
 }
 
 impl AttentionOptions {
@@ -96,6 +102,8 @@ impl AttentionOptions {
             window: None,
             softcap: None,
             sinks: false,
+            chunk: None,
+            temperature: None,
         }
     }
 }
@@ -142,12 +150,20 @@ impl Attention {
         }(loader, &part(names.out), o.hidden, q_width, o.out_bias)?;
         let mut norm = |name: &str, len, kind| Norm::load(loader, &part(name), len, kind, o.norm_eps);
         let norms = match o.qk_norm {
-            QkNorm::None => None,
+            QkNorm::None | QkNorm::Last => None,
             QkNorm::Head(kind) => Some((norm(names.q_norm, o.head_dim, kind)?, norm(names.k_norm, o.head_dim, kind)?)),
             QkNorm::Whole(kind) => Some((norm(names.q_norm, q_width, kind)?, norm(names.k_norm, kv_width, kind)?)),
         };
         let sinks = o.sinks.then(|| loader.vector(&part("sinks"), o.heads)).transpose()?;
-        let spec = AttnSpec { layer, scale: o.scale, window: o.window, softcap: o.softcap, sinks };
+        let spec = AttnSpec {
+            layer,
+            scale: o.scale,
+            window: o.window,
+            softcap: o.softcap,
+            sinks,
+            chunk: o.chunk,
+            temperature: o.temperature,
+        };
         Ok(Self { qkv, out, norms, spec, options: *o })
     }
 }
@@ -187,6 +203,10 @@ impl Part for Attention {
                 (of_q.forward(g, q), of_k.forward(g, k))
             }
             (QkNorm::Head(_), Some((of_q, of_k))) => rotated((of_q.forward(g, q), of_k.forward(g, k))),
+            (QkNorm::Last, _) => {
+                let (q, k) = rotated((q, k));
+                (g.rms_norm(q, None, 0.0, o.norm_eps), g.rms_norm(k, None, 0.0, o.norm_eps))
+            }
             _ => rotated((q, k)),
         };
         let seen = g.attention(q, k, v, self.spec); // [tokens, heads, head_dim]

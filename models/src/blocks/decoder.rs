@@ -3,7 +3,7 @@
 
 use dualgauge_kernels::{KvLayer, Recorder, StateLayer, Value, Weight};
 
-use super::{Attention, AttentionOptions, Linear, Mlp, MlpOptions, Norm, NormKind, rope};
+use super::{Attention, AttentionOptions, FeedOptions, Linear, MlpOptions, Norm, NormKind, rope};
 use crate::loader::Loader;
 use crate::{Config, Model, ModelSpec, Result};
 
@@ -210,12 +210,29 @@ impl Decoder {
         o: &DecoderOptions,
         options: impl Fn(usize, AttentionOptions) -> (AttentionOptions, MlpOptions),
     ) -> Result<Box<dyn Model>> {
+        Self::sparse(c, loader, family, o, |layer, usual| {
+            let (attention, mlp) = options(layer, usual);
+            (attention, FeedOptions::Mlp(o.names.feed, mlp))
+        })
+    }
+
+    /// Layers of `self_attn` and a feed-forward part, whose options `options` makes of the layer's index and the usual
+    /// attention.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub fn sparse<'o>(
+        c: &Config,
+        loader: &mut Loader<'_>,
+        family: &'static str,
+        o: &DecoderOptions,
+        options: impl Fn(usize, AttentionOptions) -> (AttentionOptions, FeedOptions<'o>),
+    ) -> Result<Box<dyn Model>> {
         let usual = AttentionOptions::of(c, rope(loader, &c.rope)?);
         Self::load(c, loader, family, o, |loader, i, at| {
-            let (attention, mlp) = options(i, usual);
+            let (attention, feed) = options(i, usual);
             let attention = Attention::load(loader, &format!("{at}.{}", o.names.attention), i, &attention)?;
-            let mlp = Mlp::load(loader, &format!("{at}.{}", o.names.feed), &mlp)?;
-            Ok((Box::new(attention), Box::new(mlp)))
+            Ok((Box::new(attention), feed.load(loader, at)?))
         })
     }
 }

@@ -30,7 +30,7 @@ impl Linear {
     /// # Errors
     /// As [`Self::load`]; when the matrix is in blocks, which cannot be turned.
     pub fn load_columns(loader: &mut Loader<'_>, name: &str, out: usize, inner: usize, bias: bool) -> Result<Self> {
-        let weight = loader.matrix_of_columns(&format!("{name}.weight"), out, inner)?;
+        let weight = loader.turned(&format!("{name}.weight"), &[out, inner])?;
         let bias = bias.then(|| loader.vector(&format!("{name}.bias"), out)).transpose()?;
         Ok(Self { weight, bias })
     }

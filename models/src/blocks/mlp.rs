@@ -32,8 +32,13 @@ pub enum MlpShape {
 impl MlpOptions {
     /// The gated part of most models.
     pub fn of(config: &Config) -> Self {
+        Self { bias: config.mlp_bias, ..Self::gated(config.hidden, config.inner, config.act) }
+    }
+
+    /// Three matrices of the usual names, without biases.
+    pub fn gated(hidden: usize, inner: usize, act: Act) -> Self {
         let shape = MlpShape::Gated { gate: "gate_proj", up: "up_proj", down: "down_proj" };
-        Self { hidden: config.hidden, inner: config.inner, act: config.act, bias: config.mlp_bias, shape }
+        Self { hidden, inner, act, bias: false, shape }
     }
 }
 

@@ -3,6 +3,8 @@
 
 mod attention;
 mod decoder;
+mod feed;
+mod latent;
 mod linear;
 mod mlp;
 mod moe;
@@ -11,8 +13,10 @@ mod rope;
 
 pub use attention::{Attention, AttentionNames, AttentionOptions, Projections, QkNorm};
 pub use decoder::{Decoder, DecoderNames, DecoderOptions, LayerNorms, Part, Parts};
+pub use feed::FeedOptions;
+pub use latent::{LatentAttention, LatentOptions};
 pub use linear::Linear;
 pub use mlp::{Mlp, MlpOptions, MlpShape};
-pub use moe::{Moe, MoeOptions};
+pub use moe::{ExpertsStored, Moe, MoeOptions, SharedExpert};
 pub use norm::{Norm, NormKind};
 pub use rope::rope;

@@ -105,6 +105,18 @@ impl Keys {
         self.value(key).map(|v| self.to_size(key, v)).transpose()
     }
 
+    /// A whole number from 0, which is what an absent key stands for.
+    ///
+    /// # Errors
+    /// When the value is anything else.
+    pub fn count(&self, key: &str) -> Result<usize> {
+        match self.value(key) {
+            Some(v) if v.as_u64() == Some(0) => Ok(0),
+            Some(v) => self.to_size(key, v),
+            None => Ok(0),
+        }
+    }
+
     /// # Errors
     /// When the key is absent or no finite number.
     pub fn number(&self, key: &str) -> Result<f64> {

@@ -39,6 +39,8 @@ pub enum RopeScaling {
         truncate: bool,
         /// Multiplies cosine and sine.
         attention_factor: f64,
+        /// DeepSeek's `mscale_all_dim`: how much larger scores become, for families that scale them by it.
+        all_dims: Option<f64>,
     },
     /// One divisor a frequency, as GGUF files keep Llama 3's scaling.
     Factors(Vec<f32>),
@@ -187,6 +189,7 @@ impl RopeScaling {
                     beta_slow: own.maybe_positive("beta_slow")?.unwrap_or(1.0),
                     truncate: !own.states("truncate") || own.flag("truncate")?,
                     attention_factor: attention_factor(own, factor)?,
+                    all_dims: own.maybe_positive("mscale_all_dim")?,
                 })
             }
             other => Err(own.fail("rope_type", format!("{other:?} is not known; these are: linear, llama3, yarn"))),

@@ -1,9 +1,12 @@
 //! Mixtral and Qwen 3 MoE: Llama's attention, experts in place of the feed-forward part.
 
-use dualgauge_kernels::{RouterScore, RouterSpec};
+use dualgauge_kernels::RouterSpec;
 
 use super::qwen2::windows;
-use crate::blocks::{Attention, AttentionOptions, Decoder, DecoderOptions, Moe, MoeOptions, NormKind, QkNorm, rope};
+use super::qwen2_moe::sparse_layers;
+use crate::blocks::{
+    AttentionOptions, Decoder, DecoderOptions, ExpertsStored, FeedOptions, MlpOptions, MoeOptions, NormKind, QkNorm,
+};
 use crate::family::Family;
 use crate::loader::Loader;
 use crate::{Config, Model, Result};
@@ -38,53 +41,33 @@ pub(crate) const QWEN3_MOE: Family = Family {
 };
 
 fn mixtral(c: &Config, loader: &mut Loader<'_>) -> Result<Box<dyn Model>> {
-    let parts = ["w1", "w3", "w2"];
-    let moe = MoeOptions { inner: c.inner, parts, ..options(c, "num_local_experts", true)? };
-    build(c, loader, MIXTRAL.name, "block_sparse_moe", &moe, |_, usual| AttentionOptions { window: c.window, ..usual })
+    let stored = ExpertsStored::Single(["w1", "w3", "w2"]);
+    let moe = MoeOptions { inner: c.inner, stored, ..options(c, "num_local_experts", true)? };
+    Decoder::sparse(c, loader, MIXTRAL.name, &DecoderOptions::USUAL, |_, usual| {
+        (AttentionOptions { window: c.window, ..usual }, FeedOptions::Moe("block_sparse_moe", &moe))
+    })
 }
 
 fn qwen3_moe(c: &Config, loader: &mut Loader<'_>) -> Result<Box<dyn Model>> {
-    let dense = c.keys.numbers("mlp_only_layers")?.is_some_and(|layers| !layers.is_empty());
-    if dense || c.keys.size("decoder_sparse_step")? != 1 {
-        return Err(c.keys.fail("decoder_sparse_step", "layers without experts are not supported"));
-    }
     let moe = options(c, "num_experts", c.keys.flag("norm_topk_prob")?)?;
-    let (windows, qk_norm) = (windows(c)?, QkNorm::Head(NormKind::RMS));
-    build(c, loader, QWEN3_MOE.name, "mlp", &moe, |layer, usual| AttentionOptions {
-        window: windows[layer],
-        qk_norm,
-        ..usual
+    let (windows, sparse, qk_norm) = (windows(c)?, sparse_layers(c)?, QkNorm::Head(NormKind::RMS));
+    Decoder::sparse(c, loader, QWEN3_MOE.name, &DecoderOptions::USUAL, |layer, usual| {
+        let feed = match sparse[layer] {
+            true => FeedOptions::Moe("mlp", &moe),
+            false => FeedOptions::Mlp("mlp", MlpOptions::of(c)),
+        };
+        (AttentionOptions { window: windows[layer], qk_norm, ..usual }, feed)
     })
 }
 
-fn options(c: &Config, experts_key: &str, normalise: bool) -> Result<MoeOptions> {
-    let (experts, top_k) = (c.keys.size(experts_key)?, c.keys.size("num_experts_per_tok")?);
+/// Softmax over all experts; sizes under the usual keys.
+pub(super) fn options(c: &Config, experts_key: &str, normalise: bool) -> Result<MoeOptions> {
+    let top_k_key = if c.keys.value("moe_k").is_some() { "moe_k" } else { "num_experts_per_tok" };
+    let (experts, top_k) = (c.keys.size(experts_key)?, c.keys.size(top_k_key)?);
     if top_k > experts || experts > 4096 {
         return Err(c.keys.fail(experts_key, format!("{experts} experts, of which a token has {top_k}")));
     }
-    let router = RouterSpec { top_k, score: RouterScore::Softmax, normalise, scale: 1.0, bias: None, groups: None };
-    Ok(MoeOptions {
-        hidden: c.hidden,
-        inner: c.keys.maybe_size("moe_intermediate_size")?.unwrap_or(c.inner),
-        experts,
-        act: c.act,
-        router,
-        parts: ["gate_proj", "up_proj", "down_proj"],
-    })
-}
-
-fn build(
-    c: &Config,
-    loader: &mut Loader<'_>,
-    family: &'static str,
-    part: &str,
-    moe: &MoeOptions,
-    attention: impl Fn(usize, AttentionOptions) -> AttentionOptions,
-) -> Result<Box<dyn Model>> {
-    let usual = AttentionOptions::of(c, rope(loader, &c.rope)?);
-    Decoder::load(c, loader, family, &DecoderOptions::USUAL, |loader, i, at| {
-        let attention = Attention::load(loader, &format!("{at}.self_attn"), i, &attention(i, usual))?;
-        let moe = Moe::load(loader, &format!("{at}.{part}"), moe)?;
-        Ok((Box::new(attention), Box::new(moe)))
-    })
+    let inner = c.keys.maybe_size("moe_intermediate_size")?.unwrap_or(c.inner);
+    let usual = MoeOptions::new(c.hidden, inner, experts, top_k, c.act);
+    Ok(MoeOptions { router: RouterSpec { normalise, ..usual.router }, ..usual })
 }

@@ -30,7 +30,7 @@ fn build(c: &Config, loader: &mut Loader<'_>) -> Result<Box<dyn Model>> {
 }
 
 /// Which layers have positions: 1 in `no_rope_layers`, else all but every `no_rope_layer_interval`th.
-fn rotated(c: &Config) -> Result<Vec<bool>> {
+pub(super) fn rotated(c: &Config) -> Result<Vec<bool>> {
     if let Some(list) = c.keys.numbers("no_rope_layers")? {
         if list.len() != c.layers {
             return Err(c.keys.fail("no_rope_layers", format!("{} entries for {} layers", list.len(), c.layers)));

@@ -8,7 +8,7 @@ use super::{
     Binary, Cache, DType, Dot, Error, Input, Lowering, Node, Result, Shape, Ty, Value, cache_name, refuse, ty_of,
 };
 use crate::neuron::hlo::{Compare, Reduce, Unary};
-use crate::{AttnSpec, Precision, RopeSpec};
+use crate::{AttnSpec, Precision, RopeSpec, Temperature};
 
 /// A score that the softmax turns into zero. Finite: infinities less infinities are no numbers.
 const UNSEEN: f32 = -1e30;
@@ -60,6 +60,7 @@ impl Lowering<'_> {
         let k = self.store(spec.layer, false, k)?; // [seqs, keys, kv_heads, dim]
         let v = self.store(spec.layer, true, v)?;
         let q = self.scaled(q, spec.scale);
+        let q = spec.temperature.map_or(q, |t| self.heated(q, t));
         let q = self.b.reshape(q, &[tokens, kv_heads, group, dim]);
         // Scores of one sequence are [kv_heads, tokens, group, keys], of many [seqs, kv_heads, group, keys].
         let (k, v, row) = if one {
@@ -76,7 +77,7 @@ impl Lowering<'_> {
         };
         let scores = self.against_cache(q, k, how);
         let scores = spec.softcap.map_or(scores, |cap| self.softcap(scores, cap));
-        let seen = self.visible(spec.window, keys);
+        let seen = self.visible(spec, keys);
         let dims = self.b.dims(scores);
         let seen = self.b.broadcast(seen, &dims, &[row, 3]);
         let unseen = self.b.full_f32(UNSEEN, &dims);
@@ -129,25 +130,52 @@ impl Lowering<'_> {
         self.b.dot(x, cached, how)
     }
 
-    /// `[tokens, keys]`: key j is seen from position p when j <= p and j > p - window.
-    fn visible(&mut self, window: Option<usize>, keys: usize) -> Node {
-        if let Some(seen) = self.visible.get(&window) {
+    /// `[tokens, keys]`: key j is seen from position p when j <= p and, by the kind of layer, j > p - window or j lies in
+    /// the chunk of p.
+    fn visible(&mut self, spec: &AttnSpec, keys: usize) -> Node {
+        let key = [spec.window, spec.chunk];
+        if let Some(seen) = self.visible.get(&key) {
             return *seen;
         }
+        let [window, chunk] = key.map(|reach| reach.filter(|reach| *reach < keys));
         let tokens = self.program.shape.tokens;
         let dims = [tokens, keys];
         let positions = self.field(self.step.positions.clone(), &[tokens]);
         let key = self.b.iota(&dims, 1);
         let position = self.b.broadcast(positions, &dims, &[0]);
         let mut seen = self.b.compare(Compare::Le, key, position);
-        if let Some(window) = window.filter(|w| *w < keys) {
+        if let Some(window) = window {
             let reach = self.b.full_s32(window as i32, &dims);
             let from = self.b.binary(Binary::Subtract, position, reach);
             let near = self.b.compare(Compare::Gt, key, from);
             seen = self.b.binary(Binary::And, seen, near);
         }
-        self.visible.insert(window, seen);
+        if let Some(chunk) = chunk {
+            let size = self.b.full_s32(chunk as i32, &dims);
+            let number = self.b.binary(Binary::Divide, position, size);
+            let of_key = self.b.binary(Binary::Divide, key, size);
+            let same = self.b.compare(Compare::Eq, of_key, number);
+            seen = self.b.binary(Binary::And, seen, same);
+        }
+        self.visible.insert([spec.window, spec.chunk], seen);
         seen
+    }
+
+    /// Queries `[tokens, heads, dim]` times what their positions add to the scale.
+    fn heated(&mut self, q: Node, by: Temperature) -> Node {
+        let (tokens, dims) = (self.program.shape.tokens, self.b.dims(q));
+        let positions = self.field(self.step.positions.clone(), &[tokens]);
+        let one = self.b.full_s32(1, &[tokens]);
+        let every = self.b.full_s32(by.every as i32, &[tokens]);
+        let next = self.b.binary(Binary::Add, positions, one);
+        let steps = self.b.binary(Binary::Divide, next, every);
+        let steps = self.b.convert(steps, Ty::F32);
+        let steps = self.shifted(steps, 1.0);
+        let log = self.b.unary(Unary::Log, steps);
+        let log = self.scaled(log, by.scale);
+        let factor = self.shifted(log, 1.0);
+        let factor = self.b.broadcast(factor, &dims, &[0]);
+        self.b.binary(Binary::Multiply, q, factor)
     }
 
     /// Over the last dimension of `[.., group, keys]`, with one more column a head when the layer has sinks.

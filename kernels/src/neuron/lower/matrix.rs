@@ -27,6 +27,13 @@ impl Lowering<'_> {
         Ok(self.b.binary(Binary::Add, y, bias))
     }
 
+    pub(super) fn head_linear(&mut self, x: Value, w: Weight) -> Result<Node> {
+        let (x, w) = (self.float(x), self.weight(w)?);
+        let how = Dot { left_sum: &[2], right_sum: &[2], left_batch: &[1], right_batch: &[0] };
+        let y = self.times_weight(x, w, how); // [heads, tokens, out]
+        Ok(self.b.transpose(y, &[1, 0, 2]))
+    }
+
     pub(super) fn select_rows(&mut self, x: Value) -> Node {
         let x = self.float(x);
         let rows = self.field(self.step.rows.clone(), &[self.program.shape.rows]);

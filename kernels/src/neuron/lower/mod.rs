@@ -120,8 +120,8 @@ struct Lowering<'a> {
     caches: Vec<Cache>,
     /// Cosine and sine `[tokens, pairs]`, once a set of frequencies.
     turns: BTreeMap<(WeightId, u32), (Node, Node)>,
-    /// Which keys each token sees, once a window.
-    visible: BTreeMap<Option<usize>, Node>,
+    /// Which keys each token sees, once a window or chunk.
+    visible: BTreeMap<[Option<usize>; 2], Node>,
 }
 
 /// One cache tensor: its parameter's number and its content after this step.
@@ -162,6 +162,12 @@ impl Lowering<'_> {
             Op::Cast { x, to } => {
                 let x = self.float(x);
                 self.b.convert(x, ty_of(to))
+            }
+            Op::HeadLinear { x, w } => self.head_linear(x, w)?,
+            Op::Concat { a, b } => {
+                let (a, b) = (self.float(a), self.float(b));
+                let last = self.b.dims(a).len() - 1;
+                self.b.concatenate(&[a, b], last)
             }
             Op::Narrow { x, start, len } => {
                 let x = self.float(x);

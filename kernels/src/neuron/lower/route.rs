@@ -1,15 +1,12 @@
 //! Owns the rules of mixtures of experts. Shapes are fixed, so every expert computes every token and the route weighs
 //! the results: exact, and meant for few tokens or few experts.
 
-use super::{Binary, Dot, Lowered, Lowering, Node, Result, Ty, Value, refuse};
+use super::{Binary, Dot, Lowered, Lowering, Node, Result, Ty, Value};
 use crate::neuron::hlo::{Compare, Reduce, Unary};
-use crate::{ExpertsSpec, RouterScore, RouterSpec};
+use crate::{ExpertsSpec, RouterGroups, RouterScore, RouterSpec};
 
 impl Lowering<'_> {
     pub(super) fn router(&mut self, logits: Value, spec: &RouterSpec) -> Result<Lowered> {
-        if spec.groups.is_some() {
-            return Err(refuse("routers with groups of experts".into()));
-        }
         let logits = self.float(logits);
         let dims = self.b.dims(logits); // [tokens, experts]
         let chosen_dims = [dims[0], spec.top_k];
@@ -26,6 +23,7 @@ impl Lowering<'_> {
             }
             None => scores,
         };
+        let biased = spec.groups.map_or(biased, |groups| self.open(biased, groups));
         let experts = self.b.iota(&dims, 1);
         let (ids, best) = self.rounds(experts, biased, spec.top_k);
         let mut weights = if spec.bias.is_some() { self.picked(scores, ids) } else { best };
@@ -37,8 +35,41 @@ impl Lowering<'_> {
             let sum = self.along_rows(sum, &chosen_dims);
             weights = self.b.binary(Binary::Divide, weights, sum);
         }
-        let weights = if spec.scale == 1.0 { weights } else { self.scaled(weights, spec.scale) };
+        let mut weights = if spec.scale == 1.0 { weights } else { self.scaled(weights, spec.scale) };
+        if let Some(gains) = spec.gains {
+            let gains = self.float_weight(gains)?;
+            let gains = self.along_last(gains, &dims);
+            let gains = self.picked(gains, ids);
+            weights = self.b.binary(Binary::Multiply, weights, gains);
+        }
         Ok(Lowered::Pairs(ids, weights))
+    }
+
+    /// `scores [tokens, experts]`, minus infinity in all groups but the best: by the sum of a group's best, ties to the
+    /// lowest.
+    fn open(&mut self, scores: Node, spec: RouterGroups) -> Node {
+        let (tokens, experts) = (self.b.dims(scores)[0], self.b.dims(scores)[1]);
+        let cut = [tokens, spec.groups, experts / spec.groups];
+        let grouped = self.b.reshape(scores, &cut);
+        let least = self.b.full_f32(f32::NEG_INFINITY, &cut);
+        let ids = self.b.iota(&cut, 2);
+        let (mut sums, first) = self.best(grouped, ids); // [tokens, groups]
+        if spec.summed > 1 && cut[2] > 1 {
+            let first = self.along_rows(first, &cut);
+            let taken = self.b.compare(Compare::Eq, ids, first);
+            let rest = self.b.select(taken, least, grouped);
+            let second = self.b.reduce(Reduce::Max, rest, 2);
+            sums = self.b.binary(Binary::Add, sums, second);
+        }
+        let number = self.b.iota(&cut[..2], 1);
+        let (kept, _) = self.rounds(number, sums, spec.kept);
+        let ones = self.b.full_f32(1.0, &[tokens, spec.kept]);
+        let open = self.shares(kept, ones, tokens, spec.groups);
+        let zero = self.b.full_f32(0.0, &cut[..2]);
+        let open = self.b.compare(Compare::Gt, open, zero);
+        let open = self.b.broadcast(open, &cut, &[0, 1]);
+        let scores = self.b.select(open, grouped, least);
+        self.b.reshape(scores, &[tokens, experts])
     }
 
     pub(super) fn experts(&mut self, x: Value, route: Value, spec: &ExpertsSpec) -> Result<Node> {
@@ -49,7 +80,17 @@ impl Lowering<'_> {
         let (tokens, experts) = (self.b.dims(x)[0], spec.down.shape.first());
         let (inner, hidden) = (spec.down.shape.last(), self.b.dims(x)[1]);
         let gate_up = self.weight(spec.gate_up)?;
-        let both = self.times_weight(x, gate_up, Dot { left_sum: &[1], right_sum: &[2], ..Dot::default() });
+        let share = self.shares(ids, weights, tokens, experts); // [tokens, experts]
+        let both = if spec.weigh_input {
+            let wide = [tokens, experts, hidden];
+            let (x, share) = (self.b.broadcast(x, &wide, &[0, 2]), self.b.broadcast(share, &wide, &[0, 1]));
+            let x = self.b.binary(Binary::Multiply, x, share);
+            let how = Dot { left_sum: &[2], right_sum: &[2], left_batch: &[1], right_batch: &[0] };
+            let both = self.times_weight(x, gate_up, how); // [experts, tokens, 2 * inner]
+            self.b.transpose(both, &[1, 0, 2])
+        } else {
+            self.times_weight(x, gate_up, Dot { left_sum: &[1], right_sum: &[2], ..Dot::default() })
+        };
         let both = match spec.gate_up_bias {
             Some(bias) => {
                 let bias = self.float_weight(bias)?;
@@ -78,7 +119,10 @@ impl Lowering<'_> {
             let bias = self.b.broadcast(bias, &wide, &[0, 2]);
             out = self.b.binary(Binary::Add, out, bias);
         }
-        let share = self.shares(ids, weights, tokens, experts);
+        if spec.weigh_input {
+            // What was not chosen went in as zeros, and there are no biases.
+            return Ok(self.b.reduce(Reduce::Add, out, 0));
+        }
         let share = self.b.transpose(share, &[1, 0]);
         let share = self.b.broadcast(share, &wide, &[0, 1]);
         let out = self.b.binary(Binary::Multiply, out, share);

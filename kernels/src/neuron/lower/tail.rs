@@ -86,7 +86,7 @@ impl Lowering<'_> {
     }
 
     /// The largest value of each row and the lowest id that has it.
-    fn best(&mut self, values: Node, ids: Node) -> (Node, Node) {
+    pub(super) fn best(&mut self, values: Node, ids: Node) -> (Node, Node) {
         let dims = self.b.dims(values);
         let last = dims.len() - 1;
         let most = self.b.reduce(Reduce::Max, values, last);
