@@ -174,6 +174,30 @@ impl<'a> Loader<'a> {
         Ok(weight)
     }
 
+    /// Two tensors `[experts, ..]` of the same shape as one in which each expert has the first's part, then the second's:
+    /// `[experts, 2 * out, inner]`, or a vector, kept as f32, where they are `[experts, out]`.
+    ///
+    /// # Errors
+    /// As [`Self::matrix`].
+    pub fn paired(&mut self, names: [&str; 2], shape: &[usize]) -> Result<Weight> {
+        let ((first, a), (second, b)) = (self.read(names[0], shape)?, self.read(names[1], shape)?);
+        if a.format != b.format {
+            return Err(self.fail(names[1], "has another format than its neighbour"));
+        }
+        let each = (a.bytes.len() / shape[0]).max(1);
+        let parts = a.bytes.chunks_exact(each).zip(b.bytes.chunks_exact(each));
+        let bytes: Vec<u8> = parts.flat_map(|(a, b)| [a, b]).flatten().copied().collect();
+        let done = bytes.len() as u64;
+        let whole = match shape {
+            [experts, out] => Shape::new(&[experts * 2 * out]),
+            [experts, out, rest @ ..] => Shape::new(&[&[*experts, 2 * out], rest].concat()),
+            _ => unreachable!("experts have vectors or matrices: this is a bug"),
+        };
+        let weight = self.upload(HostTensor::new(names[0].to_string(), whole, a.format, bytes)?)?;
+        self.finished(&[first, second], done);
+        Ok(weight)
+    }
+
     /// The tensor of this shape, `[.., out, inner]`, that is stored `[.., inner, out]`: each matrix is turned on the heap.
     /// Blocks stand along the inner dimension, so what is in blocks is not turned, and stored in this shape.
     ///
@@ -269,7 +293,7 @@ impl<'a> Loader<'a> {
         let found = self.find(name).ok_or_else(|| self.fail(name, "is missing"))?;
         let mut tensor = self.weights.tensor(&found, shape)?.ok_or_else(|| self.fail(name, "is missing"))?;
         // Some vectors are stored as a matrix of one row.
-        if tensor.shape.dims() == [&[1], shape].concat() {
+        if tensor.shape.dims() == [&[1], shape].concat() || [&[1], tensor.shape.dims()].concat() == shape {
             tensor.shape = shape.into();
         }
         if tensor.shape.dims() != shape {

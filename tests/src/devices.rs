@@ -74,12 +74,6 @@ impl TestDevice {
 
     /// What the device lacks of a program: a weight format, say. Such a check is skipped, by name.
     pub fn lacks(&self, program: &Program) -> Option<String> {
-        if self.spec.kind == DeviceKind::Neuron {
-            let grouped = |op: &Op| matches!(op, Op::Router { spec, .. } if spec.groups.is_some());
-            if program.nodes.iter().any(|n| grouped(&n.op)) {
-                return Some("routers with groups of experts".into());
-            }
-        }
         let cuda = matches!(self.spec.kind, DeviceKind::Cuda(_));
         let cast = program.nodes.iter().any(|n| matches!(n.op, Op::Cast { .. }) && n.dtype != DType::F32);
         if cuda && cast {

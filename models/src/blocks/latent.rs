@@ -70,8 +70,15 @@ impl LatentAttention {
         let down = linear("kv_a_proj_with_mqa", o.rank + o.rotated, o.hidden, o.bias)?;
         let out = linear("o_proj", o.hidden, o.heads * o.value, o.bias)?;
         let (name, each) = (part("kv_b_proj.weight"), o.plain + o.value);
-        let query_up = loader.heads(&name, [o.heads, each, o.rank], 0..o.plain, true)?;
-        let value_up = loader.heads(&name, [o.heads, each, o.rank], o.plain..each, false)?;
+        // GGUF files have the two apart, and turned as they are multiplied.
+        let (k, v) = (part("k_b_proj.weight"), part("v_b_proj.weight"));
+        let (query_up, value_up) = match loader.has(&k) {
+            true => (loader.tensor(&k, &[o.heads, o.rank, o.plain])?, loader.tensor(&v, &[o.heads, o.value, o.rank])?),
+            false => (
+                loader.heads(&name, [o.heads, each, o.rank], 0..o.plain, true)?,
+                loader.heads(&name, [o.heads, each, o.rank], o.plain..each, false)?,
+            ),
+        };
         Ok(Self { query_down, query, down, norm: norms.0, query_up, value_up, out, layer, options: *o })
     }
 }

@@ -141,6 +141,18 @@ fn load_experts(loader: &mut Loader<'_>, prefix: &str, o: &MoeOptions) -> Result
         interleaved: false,
         weigh_input: o.weigh_input,
     };
+    // GGUF files have one tensor a part, whatever the model's own layout is.
+    let of = |name: &str, kind: &str| part(&format!("experts.{name}_proj.{kind}"));
+    if loader.has(&of("gate", "weight")) {
+        let shape = [experts, inner, hidden];
+        let gate_up = loader.paired([&of("gate", "weight"), &of("up", "weight")], &shape)?;
+        let mut made = plain(gate_up, loader.tensor(&of("down", "weight"), &[experts, hidden, inner])?);
+        if loader.has(&of("gate", "bias")) {
+            made.gate_up_bias = Some(loader.paired([&of("gate", "bias"), &of("up", "bias")], &shape[..2])?);
+            made.down_bias = Some(loader.rows(&of("down", "bias"), experts, hidden)?);
+        }
+        return Ok(made);
+    }
     match o.stored {
         ExpertsStored::Single(parts) => {
             let names = |parts: &[&str]| -> Vec<String> {

@@ -14,7 +14,7 @@ use crate::{Config, Model, Result, RopeScaling};
 pub(crate) const V2: Family = Family {
     name: "deepseek_v2",
     architectures: &["DeepseekV2ForCausalLM"],
-    gguf: &[],
+    gguf: &["deepseek2"],
     gguf_interleaved: true,
     defaults: r#"{
         "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
@@ -45,6 +45,10 @@ pub(crate) const V3: Family = Family {
 };
 
 fn v2(c: &Config, loader: &mut Loader<'_>) -> Result<Box<dyn Model>> {
+    // GGUF files of both go by one name.
+    if c.keys.text("scoring_func")? == Some("sigmoid") {
+        return v3(c, loader);
+    }
     let method = c.keys.text("topk_method")?.unwrap_or("greedy");
     let summed = match method {
         "greedy" => None,
@@ -65,7 +69,8 @@ fn v3(c: &Config, loader: &mut Loader<'_>) -> Result<Box<dyn Model>> {
 /// Experts chosen by sigmoids with a correction, from the best groups.
 pub(super) fn chosen_by_sigmoid(c: &Config) -> Result<MoeOptions> {
     let usual = options(c, "n_routed_experts", c.keys.flag("norm_topk_prob")?)?;
-    let groups = Some(groups(c, 2)?).filter(|g| g.groups > 1);
+    let grouped = c.keys.maybe_size("n_group")?.is_some_and(|groups| groups > 1);
+    let groups = if grouped { Some(groups(c, 2)?) } else { None };
     let scale = c.keys.positive("routed_scaling_factor")? as f32;
     let router = RouterSpec { score: RouterScore::Sigmoid, scale, groups, ..usual.router };
     Ok(MoeOptions { router, correction: Some("gate.e_score_correction_bias"), shared: shared(c)?, ..usual })

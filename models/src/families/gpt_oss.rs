@@ -7,12 +7,12 @@ use super::mixtral::options;
 use crate::blocks::{AttentionOptions, Decoder, DecoderOptions, ExpertsStored, FeedOptions, MoeOptions};
 use crate::family::Family;
 use crate::loader::Loader;
-use crate::{Config, Model, Result};
+use crate::{Config, Model, Result, RopeScaling};
 
 pub(crate) const FAMILY: Family = Family {
     name: "gpt_oss",
     architectures: &["GptOssForCausalLM"],
-    gguf: &[],
+    gguf: &["gpt-oss"],
     gguf_interleaved: false,
     defaults: r#"{
         "vocab_size": 201088, "hidden_size": 2880, "intermediate_size": 2880, "num_hidden_layers": 36,
@@ -39,6 +39,12 @@ fn build(c: &Config, loader: &mut Loader<'_>) -> Result<Box<dyn Model>> {
         ..usual
     };
     let slides = c.slides(|layer| layer.is_multiple_of(2))?;
+    // GGUF files cannot say that the borders of YaRN's ramp are not rounded.
+    let mut c = c.clone();
+    if let (true, RopeScaling::Yarn { truncate, .. }) = (c.keys.is_gguf(), &mut c.rope.scaling) {
+        *truncate = false;
+    }
+    let c = &c;
     Decoder::sparse(c, loader, FAMILY.name, &DecoderOptions::USUAL, |layer, usual| {
         let attention = AttentionOptions { window: c.window.filter(|_| slides[layer]), sinks: true, ..usual };
         (attention, FeedOptions::Moe("mlp", &moe))

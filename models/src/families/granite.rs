@@ -27,7 +27,7 @@ pub(crate) const FAMILY: Family = Family {
 pub(crate) const MOE: Family = Family {
     name: "granitemoe",
     architectures: &["GraniteMoeForCausalLM"],
-    gguf: &[],
+    gguf: &["granitemoe"],
     gguf_interleaved: true,
     defaults: r#"{
         "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,

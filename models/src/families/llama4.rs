@@ -15,7 +15,7 @@ use crate::{Config, Model, Result};
 pub(crate) const FAMILY: Family = Family {
     name: "llama4_text",
     architectures: &["Llama4ForCausalLM"],
-    gguf: &[],
+    gguf: &["llama4"],
     gguf_interleaved: true,
     defaults: r#"{
         "vocab_size": 202048, "hidden_size": 5120, "intermediate_size": 8192, "intermediate_size_mlp": 16384,
@@ -39,7 +39,7 @@ fn build(c: &Config, loader: &mut Loader<'_>) -> Result<Box<dyn Model>> {
             down: "experts.down_proj",
             alternating: false,
         },
-        shared: Some(SharedExpert { name: "shared_expert", inner: c.inner, gate: None }),
+        shared: Some(SharedExpert { name: "shared_expert", inner: usual.inner, gate: None }),
         weigh_input: true,
         ..usual
     };
@@ -55,7 +55,9 @@ fn build(c: &Config, loader: &mut Loader<'_>) -> Result<Box<dyn Model>> {
     let chunk = c.keys.maybe_size("attention_chunk_size")?;
     let tuned = c.keys.flag("attn_temperature_tuning")?;
     let temperature = Temperature { every: c.keys.size("floor_scale")?, scale: c.keys.number("attn_scale")? as f32 };
-    let qk_norm = if c.keys.flag("use_qk_norm")? { QkNorm::Last } else { QkNorm::None };
+    // GGUF files do not say whether heads are normed: those of 128 experts are not.
+    let normed = if c.keys.is_gguf() { usual.experts == 16 } else { c.keys.flag("use_qk_norm")? };
+    let qk_norm = if normed { QkNorm::Last } else { QkNorm::None };
     Decoder::sparse(c, loader, FAMILY.name, &DecoderOptions::USUAL, |layer, usual| {
         let with_positions = rotated[layer];
         let attention = AttentionOptions {

@@ -28,7 +28,7 @@ pub(crate) const MIXTRAL: Family = Family {
 pub(crate) const QWEN3_MOE: Family = Family {
     name: "qwen3_moe",
     architectures: &["Qwen3MoeForCausalLM"],
-    gguf: &[],
+    gguf: &["qwen3moe"],
     gguf_interleaved: false,
     defaults: r#"{
         "vocab_size": 151936, "hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 24,
@@ -49,7 +49,9 @@ fn mixtral(c: &Config, loader: &mut Loader<'_>) -> Result<Box<dyn Model>> {
 }
 
 fn qwen3_moe(c: &Config, loader: &mut Loader<'_>) -> Result<Box<dyn Model>> {
-    let moe = options(c, "num_experts", c.keys.flag("norm_topk_prob")?)?;
+    // GGUF files do not say it: the models they are made of all do.
+    let normalise = c.keys.is_gguf() || c.keys.flag("norm_topk_prob")?;
+    let moe = options(c, "num_experts", normalise)?;
     let (windows, sparse, qk_norm) = (windows(c)?, sparse_layers(c)?, QkNorm::Head(NormKind::RMS));
     Decoder::sparse(c, loader, QWEN3_MOE.name, &DecoderOptions::USUAL, |layer, usual| {
         let feed = match sparse[layer] {

@@ -123,9 +123,7 @@ impl Gguf {
     }
 
     fn entry(&self, name: &str) -> Option<(String, &Entry)> {
-        let name = names::tensor(name)?;
-        let entry = self.tensors.get(&name)?;
-        Some((name, entry))
+        names::tensor(name).into_iter().find_map(|name| self.tensors.get(&name).map(|entry| (name, entry)))
     }
 
     /// Llama 3 files keep their rope scaling as one divisor a frequency.

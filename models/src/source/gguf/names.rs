@@ -15,12 +15,45 @@ const LAYER_PARTS: &[(&str, &str)] = &[
     ("self_attn.qkv_proj", "attn_qkv"),
     ("self_attn.q_norm", "attn_q_norm"),
     ("self_attn.k_norm", "attn_k_norm"),
+    // Where a file has both, the second is another norm.
+    ("post_attention_layernorm", "post_attention_norm"),
     ("post_attention_layernorm", "ffn_norm"),
     ("mlp.gate_proj", "ffn_gate"),
     ("mlp.up_proj", "ffn_up"),
     ("mlp.down_proj", "ffn_down"),
     ("mlp.gate", "ffn_gate_inp"),
+    ("mlp.router", "ffn_gate_inp"),
+    ("mlp.router.layer", "ffn_gate_inp"),
+    ("mlp.experts.gate_proj", "ffn_gate_exps"),
+    ("mlp.experts.up_proj", "ffn_up_exps"),
+    ("mlp.experts.down_proj", "ffn_down_exps"),
+    ("mlp.shared_expert_gate", "ffn_gate_inp_shexp"),
+    ("mlp.shared_expert.gate_proj", "ffn_gate_shexp"),
+    ("mlp.shared_expert.up_proj", "ffn_up_shexp"),
+    ("mlp.shared_expert.down_proj", "ffn_down_shexp"),
+    ("mlp.shared_experts.gate_proj", "ffn_gate_shexp"),
+    ("mlp.shared_experts.up_proj", "ffn_up_shexp"),
+    ("mlp.shared_experts.down_proj", "ffn_down_shexp"),
+    ("self_attn.q_a_proj", "attn_q_a"),
+    ("self_attn.q_a_layernorm", "attn_q_a_norm"),
+    ("self_attn.q_b_proj", "attn_q_b"),
+    ("self_attn.kv_a_proj_with_mqa", "attn_kv_a_mqa"),
+    ("self_attn.kv_a_layernorm", "attn_kv_a_norm"),
+    ("self_attn.kv_b_proj", "attn_kv_b"),
+    ("self_attn.k_b_proj", "attn_k_b"),
+    ("self_attn.v_b_proj", "attn_v_b"),
 ];
+
+/// The same of tensors whose names do not end alike.
+const LAYER_TENSORS: &[(&str, &str)] = &[
+    ("self_attn.sinks", "attn_sinks.weight"),
+    ("mlp.e_score_correction_bias", "exp_probs_b.bias"),
+    ("mlp.gate.e_score_correction_bias", "exp_probs_b.bias"),
+    ("mlp.moe_statics.e_score_correction_bias", "exp_probs_b.bias"),
+];
+
+/// What some families call their feed-forward part.
+const FEED_NAMES: &[&str] = &["block_sparse_moe.", "feed_forward."];
 
 const MODEL_PARTS: &[(&str, &str)] =
     &[("model.embed_tokens", "token_embd"), ("model.norm", "output_norm"), ("lm_head", "output")];
@@ -43,16 +76,42 @@ const KEYS: &[(&str, &str)] = &[
     ("num_local_experts", "expert_count"),
     ("num_experts", "expert_count"),
     ("num_experts_per_tok", "expert_used_count"),
+    ("n_routed_experts", "expert_count"),
+    ("moe_num_experts", "expert_count"),
+    ("n_shared_experts", "expert_shared_count"),
+    ("moe_num_shared_experts", "expert_shared_count"),
+    ("moe_intermediate_size", "expert_feed_forward_length"),
+    ("shared_expert_intermediate_size", "expert_shared_feed_forward_length"),
+    ("intermediate_size_mlp", "feed_forward_length"),
+    ("routed_scaling_factor", "expert_weights_scale"),
+    ("norm_topk_prob", "expert_weights_norm"),
+    ("n_group", "expert_group_count"),
+    ("topk_group", "expert_group_used_count"),
+    ("first_k_dense_replace", "leading_dense_block_count"),
+    ("moe_layer_start_index", "leading_dense_block_count"),
+    ("interleave_moe_layer_step", "interleave_moe_layer_step"),
+    ("q_lora_rank", "attention.q_lora_rank"),
+    ("kv_lora_rank", "attention.kv_lora_rank"),
+    ("embedding_multiplier", "embedding_scale"),
+    ("residual_multiplier", "residual_scale"),
+    ("logits_scaling", "logit_scale"),
+    ("attention_multiplier", "attention.scale"),
 ];
 
-/// The GGUF name of a tensor, `None` when it has none.
-pub(super) fn tensor(name: &str) -> Option<String> {
-    let (stem, kind) = name.rsplit_once('.')?;
-    let part = |parts: &[(&str, &'static str)], stem: &str| parts.iter().find(|(hf, _)| *hf == stem).map(|(_, g)| *g);
-    if let Some((layer, stem)) = stem.strip_prefix("model.layers.").and_then(|s| s.split_once('.')) {
-        return Some(format!("blk.{layer}.{}.{kind}", part(LAYER_PARTS, stem)?));
-    }
-    Some(format!("{}.{kind}", part(MODEL_PARTS, stem)?))
+/// The GGUF names that a tensor may have, the likeliest first.
+pub(super) fn tensor(name: &str) -> Vec<String> {
+    let of = |parts: &'static [(&str, &str)], stem: &str| -> Vec<&'static str> {
+        parts.iter().filter(|(hf, _)| *hf == stem).map(|(_, gguf)| *gguf).collect()
+    };
+    let Some((stem, kind)) = name.rsplit_once('.') else { return vec![] };
+    let Some((layer, name)) = name.strip_prefix("model.layers.").and_then(|s| s.split_once('.')) else {
+        return of(MODEL_PARTS, stem).into_iter().map(|gguf| format!("{gguf}.{kind}")).collect();
+    };
+    let feed = FEED_NAMES.iter().find_map(|feed| name.strip_prefix(feed));
+    let name = feed.map_or_else(|| name.to_string(), |rest| format!("mlp.{rest}"));
+    let whole = of(LAYER_TENSORS, &name).into_iter().map(|gguf| format!("blk.{layer}.{gguf}"));
+    let Some((stem, kind)) = name.rsplit_once('.') else { return whole.collect() };
+    whole.chain(of(LAYER_PARTS, stem).into_iter().map(|gguf| format!("blk.{layer}.{gguf}.{kind}"))).collect()
 }
 
 /// The GGUF key behind a `config.json` key.
@@ -87,6 +146,15 @@ pub(super) fn config(metadata: &Metadata, architecture: &str) -> Result<Map<Stri
         };
         config.insert((*hf).into(), value);
     }
+    latent(metadata, architecture, &own, &mut config)?;
+    // Layers that only guess ahead stand behind the others.
+    if let (Some(ahead), Some(all)) = (metadata.int(&own("nextn_predict_layers"))?, metadata.int(&own("block_count"))?)
+    {
+        config.insert("num_hidden_layers".into(), (all - ahead).into());
+    }
+    if let Some(function) = metadata.int(&own("expert_gating_func"))? {
+        config.insert("scoring_func".into(), if function == 2 { "sigmoid" } else { "softmax" }.into());
+    }
     if !config.contains_key("vocab_size")
         && let Some(tokens) = metadata.texts("tokenizer.ggml.tokens")?
     {
@@ -106,6 +174,33 @@ pub(super) fn config(metadata: &Metadata, architecture: &str) -> Result<Map<Stri
     Ok(config)
 }
 
+/// The sizes of heads over a latent cache: files made for it state those of the cache under the usual keys.
+fn latent(
+    metadata: &Metadata,
+    architecture: &str,
+    own: &impl Fn(&str) -> String,
+    config: &mut Map<String, Value>,
+) -> Result<()> {
+    let size = |name: &str| match metadata.int(&own(&format!("attention.{name}_mla")))? {
+        Some(size) => Ok::<_, crate::Error>(Some(size)),
+        None => metadata.int(&own(&format!("attention.{name}"))),
+    };
+    if architecture != "deepseek2" {
+        return Ok(());
+    }
+    let rotated = metadata.int(&own("rope.dimension_count"))?;
+    if let (Some(key), Some(rotated)) = (size("key_length")?, rotated) {
+        config.insert("qk_nope_head_dim".into(), (key - rotated).into());
+        config.insert("qk_rope_head_dim".into(), rotated.into());
+    }
+    if let Some(value) = size("value_length")? {
+        config.insert("v_head_dim".into(), value.into());
+    }
+    // A key that the file leaves out is one that the model lacks, not one with a default.
+    config.entry("q_lora_rank").or_insert(Value::Null);
+    Ok(())
+}
+
 fn rope_scaling(metadata: &Metadata, own: &impl Fn(&str) -> String) -> Result<Option<Value>> {
     let kind = metadata.text(&own("rope.scaling.type"))?;
     let Some(kind) = kind.filter(|k| *k != "none") else { return Ok(None) };
@@ -121,6 +216,12 @@ fn rope_scaling(metadata: &Metadata, own: &impl Fn(&str) -> String) -> Result<Op
     for (hf, gguf) in [("beta_fast", "yarn_beta_fast"), ("beta_slow", "yarn_beta_slow")] {
         if let Some(value) = number(&format!("rope.scaling.{gguf}"))? {
             scaling.insert(hf.into(), value.into());
+        }
+    }
+    // A tenth of DeepSeek's scale of all dimensions; its other scale is the same in every model, so cosines keep theirs.
+    if let Some(multiplier) = number("rope.scaling.yarn_log_multiplier")?.filter(|v| *v != 0.0) {
+        for key in ["mscale", "mscale_all_dim"] {
+            scaling.insert(key.into(), (multiplier * 10.0).into());
         }
     }
     if let Some(original) = metadata.int(&own("rope.scaling.original_context_length"))? {
