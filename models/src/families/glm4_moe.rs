@@ -25,7 +25,12 @@ pub(crate) const FAMILY: Family = Family {
 
 fn build(c: &Config, loader: &mut Loader<'_>) -> Result<Box<dyn Model>> {
     let (moe, dense) = (chosen_by_sigmoid(c)?, c.keys.count("first_k_dense_replace")?);
-    let qk_norm = if c.keys.flag("use_qk_norm")? { QkNorm::Head(NormKind::RMS) } else { QkNorm::None };
+    // GGUF files do not say it, but have the norms.
+    let normed = match c.keys.is_gguf() {
+        true => loader.has("model.layers.0.self_attn.q_norm.weight"),
+        false => c.keys.flag("use_qk_norm")?,
+    };
+    let qk_norm = if normed { QkNorm::Head(NormKind::RMS) } else { QkNorm::None };
     Decoder::sparse(c, loader, FAMILY.name, &DecoderOptions::USUAL, |layer, usual| {
         (AttentionOptions { out_bias: false, qk_norm, ..usual }, first_dense(c, layer, dense, &moe))
     })

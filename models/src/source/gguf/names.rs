@@ -76,6 +76,7 @@ const KEYS: &[(&str, &str)] = &[
     ("num_local_experts", "expert_count"),
     ("num_experts", "expert_count"),
     ("num_experts_per_tok", "expert_used_count"),
+    ("moe_k", "expert_used_count"),
     ("n_routed_experts", "expert_count"),
     ("moe_num_experts", "expert_count"),
     ("n_shared_experts", "expert_shared_count"),
