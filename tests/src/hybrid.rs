@@ -73,7 +73,7 @@ impl Model for TinyHybrid {
         let delta = DeltaSpec { state: 2, a: self.a, dt_bias: self.one };
         let mut x = g.add(x, flat(g.gated_delta([one(part(1)), one(part(2)), part(3)], gate(0), gate(1), delta)));
         if self.attends {
-            let spec = AttnSpec { layer: 0, scale: 0.25, window: None, softcap: None, sinks: None };
+            let spec = AttnSpec::new(0, 0.25);
             x = g.add(x, flat(g.attention(part(3), part(4), part(5), spec)));
         }
         g.linear(g.rms_norm(g.select_rows(x), None, 0.0, 1e-5), self.embed)
