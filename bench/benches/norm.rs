@@ -46,7 +46,7 @@ const CASES: [Case; 4] = [
     ("rope", 2, |g, d, x, _| {
         let shape = g.shape_of(x);
         let heads = g.reshape(x, [shape.first(), shape.last() / HEAD, HEAD]);
-        g.reshape(g.rope(heads, RopeSpec { freqs: d.freqs, interleaved: false, magnitude: 1.0 }), shape)
+        g.reshape(g.rope(heads, RopeSpec { freqs: d.freqs, long: None, interleaved: false, magnitude: 1.0 }), shape)
     }),
     ("silu_mul", 3, |g, _, x, y| g.gated_act(x, y, Act::Silu)),
 ];

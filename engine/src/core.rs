@@ -102,7 +102,7 @@ impl Core {
     /// As [`Self::add`] for a request that was checked, under an id larger than all before.
     pub(crate) fn add_checked(&mut self, id: RequestId, request: Request) {
         self.next_id = id.0 + 1;
-        self.scheduler.add(Sequence::new(id, request, &self.spec.eos, self.plan.max_model_len));
+        self.scheduler.add(Sequence::new(id, request, &self.spec, self.plan.max_model_len));
     }
 
     /// Ends a request at once and frees its blocks; no event tells of it. What it used; `None` when it is over already.

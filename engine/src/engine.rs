@@ -32,8 +32,8 @@ use crate::{Error, check, owner};
 /// # let table = HostTensor::from_f32("table", [32, 4], &[0.0; 128]).unwrap();
 /// # let table = backend.upload(table, Format::F32).unwrap();
 /// # let spec = ModelSpec {
-/// #     family: "tiny", vocab: 32, context: 64, kv_layers: vec![], state_layers: vec![], eos: vec![], parameters: 128,
-/// #     weight_bytes: 512,
+/// #     family: "tiny", vocab: 32, context: 64, long_after: None, kv_layers: vec![], state_layers: vec![], eos: vec![],
+/// #     parameters: 128, weight_bytes: 512,
 /// # };
 /// # let model = Box::new(Tiny(spec, table));
 /// use dualgauge::{Engine, EngineConfig, Event, Request, Sampling};

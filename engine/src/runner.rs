@@ -174,6 +174,7 @@ fn batch(chunks: &[Chunk], sequences: &[&Sequence], block_tokens: usize) -> Batc
         for position in chunk.positions.clone() {
             batch.tokens.push(s.tokens[position]);
             batch.positions.push(position as u32);
+            batch.long.push(s.is_long().into());
             let block = s.table[position / block_tokens] as usize;
             batch.slots.push((block * block_tokens + position % block_tokens) as u32);
         }

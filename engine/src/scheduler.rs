@@ -146,8 +146,8 @@ impl Scheduler {
                 self.suspects.remove(&id);
                 (s.failures, s.lost) = (0, 0);
             }
-            let salt = s.request.cache_salt.as_deref();
-            kv.store(&mut s.table, salt, &s.tokens, chunk.positions.start, chunk.positions.end);
+            let (salt, was_long) = (s.salt(), s.is_long());
+            kv.store(&mut s.table, salt.as_deref(), &s.tokens, chunk.positions.start, chunk.positions.end);
             if let Some(prompt) = s.add_prompt_logprobs(sampled.prompt) {
                 events.push((id, Event::Prompt(prompt)));
             }
@@ -159,9 +159,13 @@ impl Scheduler {
                 }
                 None => (chunk.samples && s.max_tokens == 0).then_some(FinishReason::Length),
             };
+            let grown = s.is_long() != was_long;
             if let Some(reason) = over {
                 let usage = self.remove(kv, id, false).usage();
                 events.push((id, Event::Finished { reason, usage }));
+            } else if grown {
+                // What was computed of the shorter sequence is of no use to the long one.
+                self.start_over(kv, id);
             }
         }
         events
@@ -301,7 +305,7 @@ impl Scheduler {
         let s = self.sequences.get_mut(&id).expect("waiting sequences exist: this is a bug");
         let cached = match s.wants_prompt_logprobs() {
             true => crate::kv::BlockTable::default(),
-            false => kv.find(s.request.cache_salt.as_deref(), &s.tokens),
+            false => kv.find(s.salt().as_deref(), &s.tokens),
         };
         s.table = cached;
         let needed = kv.blocks_for(s.tokens.len()) - s.table.len();
@@ -354,15 +358,20 @@ impl Scheduler {
     }
 
     fn preempt(&mut self, kv: &mut KvBlocks, plan: &mut Plan, id: RequestId) {
+        self.start_over(kv, id);
+        self.preemptions += 1;
+        if let Some(at) = plan.chunks.iter().position(|c| c.id == id) {
+            plan.left += plan.chunks.remove(at).positions.len();
+        }
+    }
+
+    /// The sequence gives its blocks back and waits to be computed again.
+    fn start_over(&mut self, kv: &mut KvBlocks, id: RequestId) {
         let s = self.sequences.get_mut(&id).expect("running sequences exist: this is a bug");
         kv.release(&mut s.table, false);
         s.computed = 0;
         self.running.remove(&id);
         self.waiting.insert(id);
-        self.preemptions += 1;
-        if let Some(at) = plan.chunks.iter().position(|c| c.id == id) {
-            plan.left += plan.chunks.remove(at).positions.len();
-        }
     }
 
     fn fail(&mut self, kv: &mut KvBlocks, id: RequestId, message: String, events: &mut Vec<(RequestId, Event)>) {

@@ -3,6 +3,8 @@
 
 use std::ops::Range;
 
+use dualgauge_models::ModelSpec;
+
 use crate::grammar::{Grammar, GrammarState};
 use crate::kv::BlockTable;
 use crate::request::{FinishReason, Request, Token, TokenLogprobs, Usage};
@@ -30,6 +32,8 @@ pub struct Sequence {
     pub grammar: Option<GrammarState>,
     /// Prompt tokens found in the prefix cache at first admission; `None` before.
     pub cached_tokens: Option<usize>,
+    /// The sequence is long when it has more tokens than this, as in [`dualgauge_models::ModelSpec::long_after`].
+    long_after: usize,
     /// Failed steps that this sequence was in since it last got further.
     pub failures: u32,
     /// Tokens that were computed or about to be when a step failed, where that undid all of them.
@@ -61,12 +65,12 @@ pub struct Sampled {
 }
 
 impl Sequence {
-    /// `context` bounds prompt and output together; `eos` are the model's end tokens.
-    pub fn new(id: RequestId, request: Request, eos: &[u32], context: usize) -> Self {
+    /// `context` bounds prompt and output together, and is at most the model's.
+    pub fn new(id: RequestId, request: Request, model: &ModelSpec, context: usize) -> Self {
         let sampling = &request.sampling;
         let mut stop_ids = sampling.stop_ids.clone();
         if !sampling.ignore_eos {
-            stop_ids.extend(eos);
+            stop_ids.extend(&model.eos);
         }
         let room = context - request.prompt.len();
         let max_tokens = sampling.max_tokens.map_or(room, |max| max.min(room));
@@ -81,11 +85,29 @@ impl Sequence {
             seen,
             grammar: request.grammar.as_ref().map(Grammar::start),
             cached_tokens: None,
+            long_after: model.long_after.unwrap_or(usize::MAX),
             failures: 0,
             lost: 0,
             prompt_logprobs: vec![],
             prompt_sent: false,
             request,
+        }
+    }
+
+    /// Whether the model rotates the sequence as a long one.
+    pub fn is_long(&self) -> bool {
+        self.tokens.len() > self.long_after
+    }
+
+    /// Under which the sequence's blocks are cached: those of another tenant, or of a long sequence where this one is not,
+    /// hold other values for the same tokens.
+    pub fn salt(&self) -> Option<String> {
+        match (&self.request.cache_salt, self.is_long()) {
+            (salt, _) if self.long_after == usize::MAX => salt.clone(),
+            (None, false) => None,
+            (None, true) => Some("long".into()),
+            (Some(salt), false) => Some(format!("short {salt}")),
+            (Some(salt), true) => Some(format!("long {salt}")),
         }
     }
 

@@ -35,6 +35,14 @@ KERNEL clamped_swiglu(float* out, const float* gate, const float* up, float alph
     out[i] = g / (1.f + expf(-alpha * g)) * (u + 1.f);
   }
 }
+// Above zero positive x^2 + beta x, below it negative (e^min(x, -1e-6) - 1 - x) + beta x; times `up` where there is one.
+KERNEL xielu(float* out, const float* gate, const float* up, float positive, float negative, float beta, u32 total) {
+  size_t i = THREAD;
+  if (i < total) {
+    float x = gate[i], bent = x > 0.f ? positive * x * x : negative * (expf(fminf(x, -1e-6f)) - 1.f - x);
+    out[i] = (bent + beta * x) * (up ? up[i] : 1.f);
+  }
+}
 // `b` has `width` entries (one row) or `total`.
 KERNEL add(float* out, const float* a, const float* b, u32 width, u32 total) {
   size_t i = THREAD;
@@ -68,8 +76,9 @@ KERNEL select_rows(float* out, const float* x, const u32* rows, u32 width, u32 t
   if (i < total) out[i] = x[(size_t)rows[i / width] * width + i % width];
 }
 // x [tokens, heads, dim]; the first 2 * pairs dimensions of a head are rotated by position * freqs.
-KERNEL rope(float* out, const float* x, const u32* positions, const float* freqs, u32 heads, u32 dim, u32 pairs,
-            u32 interleaved, float magnitude, u32 total) {
+// Tokens of which `is_long` is set have frequencies of their own.
+KERNEL rope(float* out, const float* x, const u32* positions, const u32* is_long, const float* freqs,
+            const float* long_freqs, u32 heads, u32 dim, u32 pairs, u32 interleaved, float magnitude, u32 total) {
   size_t i = THREAD;
   if (i >= total) return;
   u32 d = i % dim;
@@ -80,7 +89,8 @@ KERNEL rope(float* out, const float* x, const u32* positions, const float* freqs
   u32 pair = interleaved ? d / 2 : d % pairs;
   bool second = interleaved ? d % 2 : d >= pairs;
   size_t head = i - d, other = head + (interleaved ? d ^ 1 : (second ? d - pairs : d + pairs));
-  float angle = (float)positions[i / dim / heads] * freqs[pair];
+  size_t token = i / dim / heads;
+  float angle = (float)positions[token] * (is_long[token] ? long_freqs : freqs)[pair];
   float c = cosf(angle) * magnitude, s = sinf(angle) * magnitude;
   out[i] = second ? x[i] * c + x[other] * s : x[i] * c - x[other] * s;
 }

@@ -26,6 +26,9 @@ pub struct Batch {
     pub tokens: Vec<u32>,
     /// `[tokens]` position of each token in its sequence.
     pub positions: Vec<u32>,
+    /// `[tokens]`: 1 for tokens of sequences that [`crate::RopeSpec::long`] rotates, else 0; or empty: all 0. A sequence
+    /// is of one kind as long as its K/V is cached.
+    pub long: Vec<u32>,
     /// `[tokens]` where each token's K/V goes: `block * block_tokens + position % block_tokens`.
     pub slots: Vec<u32>,
     /// `[seqs + 1]` first token of each sequence; the last entry is where padding begins.
@@ -57,6 +60,9 @@ impl Batch {
         let end = *self.query_start.last().expect("query_start has seqs + 1 entries: this is a bug");
         self.tokens.resize(shape.tokens, 0);
         self.positions.resize(shape.tokens, 0);
+        if !self.long.is_empty() {
+            self.long.resize(shape.tokens, 0);
+        }
         let padding = (from.tokens..shape.tokens).map(|i| (i % block_tokens) as u32);
         self.slots.extend(padding);
         self.query_start.resize(shape.seqs + 1, end);
@@ -76,6 +82,11 @@ impl Batch {
             self.masks.resize(shape.rows * words, u32::MAX);
         }
         self.shape = shape;
+    }
+
+    /// Whether [`crate::RopeSpec::long`] rotates token `token`.
+    pub fn is_long(&self, token: usize) -> bool {
+        self.long.get(token).is_some_and(|long| *long != 0)
     }
 
     /// The tokens of sequence `seq`, as a range of indices.
@@ -131,7 +142,8 @@ impl Batch {
             ("block_table", self.block_table.len(), s.seqs * s.blocks),
             ("rows", self.rows.len(), s.rows),
         ];
-        for (name, held, wanted) in lengths {
+        let long = ("long", self.long.len(), if self.long.is_empty() { 0 } else { s.tokens });
+        for (name, held, wanted) in lengths.into_iter().chain([long]) {
             if held != wanted {
                 return Err(format!("{name} has {held} entries, the shape says {wanted}"));
             }

@@ -48,6 +48,12 @@ pub enum Act {
     Relu,
     /// `max(x, 0)^2`
     Relu2,
+    /// Apertus: `positive * x^2 + beta * x` above zero, `negative * (e^min(x, -1e-6) - 1 - x) + beta * x` below.
+    Xielu {
+        positive: f32,
+        negative: f32,
+        beta: f32,
+    },
     /// gpt-oss: gate clamped above at `limit`, up clamped to `±limit`, `gate * sigmoid(alpha * gate) * (up + 1)`.
     ClampedSwiglu {
         alpha: f32,
@@ -55,11 +61,16 @@ pub enum Act {
     },
 }
 
+/// Where [`Act::Xielu`] stops following `x` to zero.
+pub(crate) const XIELU_EDGE: f32 = -1e-6;
+
 /// Rotary position embedding of the first `2 * freqs.len()` dimensions of each head.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct RopeSpec {
     /// `[dim / 2]` f32: angle per position of each pair, radians. All scaling (llama3, YaRN, linear) is in here.
     pub freqs: Weight,
+    /// The same for sequences beyond the context a model was first trained for (LongRoPE): see [`crate::Batch::long`].
+    pub long: Option<Weight>,
     /// Pairs are (2i, 2i + 1) instead of (i, i + dim/2). GGUF llama files are stored for this.
     pub interleaved: bool,
     /// Multiplies cosine and sine (YaRN's attention factor); 1 for most.
@@ -163,6 +174,8 @@ pub struct ExpertsSpec {
 pub enum Op {
     /// The step's token ids. `[tokens]` u32
     Tokens,
+    /// The step's positions. `[tokens]` u32
+    Positions,
     /// Rows of `table` `[vocab, hidden]`. `[tokens, hidden]` f32
     Embed {
         ids: Value,
@@ -319,6 +332,7 @@ impl Op {
     pub const fn name(&self) -> &'static str {
         match self {
             Self::Tokens => "tokens",
+            Self::Positions => "positions",
             Self::Embed { .. } => "embed",
             Self::Linear { .. } => "linear",
             Self::RmsNorm { .. } => "rms_norm",
@@ -352,7 +366,7 @@ impl Op {
     /// The values this operation reads, in order.
     pub fn inputs(&self) -> Vec<Value> {
         match *self {
-            Self::Tokens => vec![],
+            Self::Tokens | Self::Positions => vec![],
             Self::Embed { ids, .. } => vec![ids],
             Self::Linear { x, .. }
             | Self::RmsNorm { x, .. }
@@ -388,7 +402,7 @@ impl Op {
             Self::Linear { w, bias, .. } => std::iter::once(w).chain(bias).collect(),
             Self::RmsNorm { gain, .. } => gain.into_iter().collect(),
             Self::LayerNorm { gain, bias, .. } => gain.into_iter().chain(bias).collect(),
-            Self::Rope { spec, .. } => vec![spec.freqs],
+            Self::Rope { spec, .. } => std::iter::once(spec.freqs).chain(spec.long).collect(),
             Self::Attention { spec, .. } => spec.sinks.into_iter().collect(),
             Self::ShortConv { spec, .. } => std::iter::once(spec.weight).chain(spec.bias).collect(),
             Self::SsmScan { spec, .. } => vec![spec.a, spec.d, spec.dt_bias],
@@ -431,7 +445,7 @@ impl Op {
         let weights: u64 = self.weights().iter().map(Weight::bytes).sum();
         let plain = |flops: u64| Cost { flops, bytes: read + weights + out * 4 };
         match *self {
-            Self::Tokens | Self::Reshape { .. } => Cost { flops: 0, bytes: 0 },
+            Self::Tokens | Self::Positions | Self::Reshape { .. } => Cost { flops: 0, bytes: 0 },
             Self::Embed { table, .. } => {
                 let row = table.bytes() / table.shape.first().max(1) as u64;
                 Cost { flops: 0, bytes: shape.first() as u64 * row + out * 4 }

@@ -177,11 +177,23 @@ impl Program {
         if !batch.masks.is_empty() && batch.masks.len() != words {
             return Err(format!("masks has {} entries, the program takes {words}", batch.masks.len()));
         }
+        self.finds_rows(batch)
+    }
+
+    /// Checks that every table of the program has a row for each of the batch's tokens, or positions.
+    ///
+    /// # Errors
+    /// One line naming the one it has not.
+    pub fn finds_rows(&self, batch: &Batch) -> Result<(), String> {
         for node in &self.nodes {
-            if let Op::Embed { table, .. } = node.op
-                && let Some(id) = batch.tokens.iter().find(|id| **id as usize >= table.shape.first())
-            {
-                return Err(format!("token {id} is not in a vocabulary of {}", table.shape.first()));
+            let Op::Embed { ids, table } = node.op else { continue };
+            let (what, ids) = match self.node(ids).op {
+                Op::Positions => ("position", &batch.positions),
+                _ => ("token", &batch.tokens),
+            };
+            let rows = table.shape.first();
+            if let Some(id) = ids.iter().find(|id| **id as usize >= rows) {
+                return Err(format!("{what} {id} is not in a vocabulary of {rows}"));
             }
         }
         Ok(())

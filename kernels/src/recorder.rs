@@ -63,6 +63,11 @@ impl Recorder {
         self.push(Op::Tokens, [self.shape.tokens].into(), DType::U32)
     }
 
+    /// `[tokens]` u32: the position of each token in its sequence, for models that have learned embeddings of positions.
+    pub fn positions(&self) -> Value {
+        self.push(Op::Positions, [self.shape.tokens].into(), DType::U32)
+    }
+
     /// `ids [tokens]`, `table [vocab, hidden]` -> `[tokens, hidden]`
     pub fn embed(&self, ids: Value, table: Weight) -> Value {
         self.rule(self.dtype(ids) == DType::U32, "embed", || "ids are not u32".into());
@@ -115,7 +120,9 @@ impl Recorder {
         let fits = shape.rank() == 3 && shape.first() == self.shape.tokens;
         self.rule(fits, "rope", || format!("x {shape} is not [tokens, heads, dim]"));
         let rotated = 2 * spec.freqs.shape.elements();
-        self.vector("rope", spec.freqs, rotated / 2);
+        for freqs in std::iter::once(spec.freqs).chain(spec.long) {
+            self.vector("rope", freqs, rotated / 2);
+        }
         self.rule(rotated <= shape.last(), "rope", || format!("rotates {rotated} of {} dimensions", shape.last()));
         self.push(Op::Rope { x, spec }, shape, DType::F32)
     }
@@ -328,6 +335,7 @@ impl Recorder {
         self.inner.borrow_mut().path = if node.path.is_empty() { vec![] } else { vec![node.path.clone()] };
         match node.op.clone() {
             Op::Tokens => self.tokens(),
+            Op::Positions => self.positions(),
             Op::Embed { ids, table } => self.embed(ids, table),
             Op::Linear { x, w, bias } => self.linear_bias(x, w, bias),
             Op::RmsNorm { x, gain, offset, eps } => self.rms_norm(x, gain, offset, eps),

@@ -147,6 +147,8 @@ fn act(keys: &Keys) -> Result<Act> {
         Some("gelu_pytorch_tanh" | "gelu_new" | "gelu_fast") => Ok(Act::GeluTanh),
         Some("relu") => Ok(Act::Relu),
         Some("relu2") => Ok(Act::Relu2),
+        // As it is before training; each layer has learned its own.
+        Some("xielu") => Ok(Act::Xielu { positive: 0.8, negative: 0.8, beta: 0.5 }),
         Some(other) => Err(keys.fail(key, format!("the activation {other:?} is not known"))),
         None => Err::<_, Error>(keys.fail(key, "is missing")),
     }

@@ -21,6 +21,7 @@ pub struct Family {
 
 /// Every family this crate knows.
 pub const FAMILIES: &[Family] = &[
+    families::apertus::FAMILY,
     families::arcee::FAMILY,
     families::cohere::COHERE,
     families::cohere::COHERE2,
@@ -34,6 +35,7 @@ pub const FAMILIES: &[Family] = &[
     families::gemma::GEMMA3,
     families::glm4::FAMILY,
     families::glm4_moe::FAMILY,
+    families::gpt2::FAMILY,
     families::gpt_neox::FAMILY,
     families::gpt_oss::FAMILY,
     families::granite::FAMILY,
@@ -50,6 +52,7 @@ pub const FAMILIES: &[Family] = &[
     families::olmo::OLMO3,
     families::olmoe::FAMILY,
     families::phi::FAMILY,
+    families::phi3::FAMILY,
     families::qwen2::FAMILY,
     families::qwen2_moe::FAMILY,
     families::qwen3::FAMILY,

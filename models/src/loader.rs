@@ -116,12 +116,16 @@ impl<'a> Loader<'a> {
         self.tensor(name, &[out, inner])
     }
 
-    /// The numbers of a small tensor, which stay on the host.
+    /// The `len` numbers of a vector or a scalar, which stay on the host.
     ///
     /// # Errors
-    /// When it is missing or has another shape.
-    pub fn values(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
-        let (found, tensor) = self.read(name, shape)?;
+    /// When it is missing or has another length.
+    pub fn values(&mut self, name: &str, len: usize) -> Result<Vec<f32>> {
+        let found = self.find(name).ok_or_else(|| self.fail(name, "is missing"))?.into_owned();
+        let tensor = self.weights.tensor(&found, &[len])?.ok_or_else(|| self.fail(name, "is missing"))?;
+        if tensor.shape.rank() > 1 || tensor.shape.elements() != len {
+            return Err(self.fail(&found, format!("has shape {}, {len} numbers are needed", tensor.shape)));
+        }
         let values = tensor.to_f32();
         self.finished(&[found], tensor.bytes.len() as u64);
         Ok(values)

@@ -20,6 +20,9 @@ pub struct ModelSpec {
     pub vocab: usize,
     /// Most positions the model was made for.
     pub context: usize,
+    /// Sequences of more tokens than this are long ones to [`dualgauge_kernels::RopeSpec::long`]: what was computed of a
+    /// sequence before it grew beyond is of no use to it.
+    pub long_after: Option<usize>,
     /// The K/V cache layers, in the order of `AttnSpec::layer`.
     pub kv_layers: Vec<KvLayer>,
     /// What is kept of each sequence beside them, in the order of the recurrent operations' `state`.
@@ -41,6 +44,7 @@ impl ModelSpec {
             family,
             vocab: config.vocab,
             context: config.context,
+            long_after: config.rope.long_after(),
             kv_layers: vec![layer; config.layers],
             state_layers: vec![],
             eos: config.eos.clone(),

@@ -40,8 +40,8 @@ pub fn check(op: &str, what: &str, seed: u64, tokens: usize, allowed: Allowed, b
     });
 }
 
-/// Runs one step of `tokens` tokens at random positions of one sequence and returns the value that `build` makes,
-/// flattened to a row a token.
+/// Runs one step of `tokens` tokens at random positions of one sequence, long for odd seeds, and returns the value that
+/// `build` makes, flattened to a row a token.
 pub fn run(device: &TestDevice, seed: u64, tokens: usize, build: &dyn Fn(&mut Case<'_>) -> Value) -> Vec<f32> {
     run_with(device, seed, tokens, WHOLE, &[], build).0.logits.expect("asked for")
 }
@@ -70,6 +70,7 @@ pub fn run_with(
         tokens: (0..tokens as u32).collect(),
         slots: positions.iter().map(|p| p + block_tokens as u32).collect(),
         positions,
+        long: vec![(seed % 2) as u32; tokens],
         query_start: vec![0, tokens as u32],
         context: vec![(before + tokens) as u32],
         block_table: table,

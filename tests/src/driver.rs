@@ -45,7 +45,9 @@ impl Driver {
         if !states.is_empty() {
             backend.reserve_state(states, STATE_SLOTS).expect("the states fit");
         }
-        Self { backend, model, pages: Pages::new(block_tokens, blocks, &mut Random::new(7)) }
+        let mut pages = Pages::new(block_tokens, blocks, &mut Random::new(7));
+        pages.long_after = model.spec().long_after;
+        Self { backend, model, pages }
     }
 
     /// Runs all prompts side by side, at most `chunk` tokens of each a step, until each has `count` greedy tokens. With

@@ -43,6 +43,7 @@ impl TinyHybrid {
             vocab,
             context,
             kv_layers: vec![kv; usize::from(attends)],
+            long_after: None,
             state_layers: vec![state(&[TAPS - 1, HIDDEN]), scan, scan],
             eos: vec![2],
             parameters: 0,

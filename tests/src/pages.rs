@@ -7,6 +7,8 @@ use crate::Random;
 
 pub struct Pages {
     pub block_tokens: usize,
+    /// As `ModelSpec::long_after`.
+    pub long_after: Option<usize>,
     free: Vec<u32>,
     sequences: Vec<Sequence>,
 }
@@ -23,7 +25,7 @@ impl Pages {
     pub fn new(block_tokens: usize, blocks: usize, random: &mut Random) -> Self {
         let mut free: Vec<u32> = (1..blocks as u32).collect();
         random.shuffle(&mut free);
-        Self { block_tokens, free, sequences: vec![] }
+        Self { block_tokens, long_after: None, free, sequences: vec![] }
     }
 
     /// Adds a sequence of known tokens, none computed; returns its number.
@@ -70,6 +72,7 @@ impl Pages {
                 let block = sequence.blocks[position / self.block_tokens] as usize;
                 batch.tokens.push(sequence.tokens[position]);
                 batch.positions.push(position as u32);
+                batch.long.push(self.long_after.is_some_and(|most| sequence.tokens.len() > most).into());
                 batch.slots.push((block * self.block_tokens + position % self.block_tokens) as u32);
             }
             batch.query_start.push(batch.tokens.len() as u32);

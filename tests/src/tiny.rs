@@ -102,7 +102,7 @@ impl Runner {
     fn forward(&self, g: &Recorder) -> Value {
         let (m, w) = (self.model, &self.weights);
         let tokens = g.shape().tokens;
-        let rope = RopeSpec { freqs: w.freqs, interleaved: false, magnitude: 1.0 };
+        let rope = RopeSpec { freqs: w.freqs, long: None, interleaved: false, magnitude: 1.0 };
         let mut x = g.embed(g.tokens(), w.embed);
         for (i, layer) in w.layers.iter().enumerate() {
             let _scope = g.layer(i);

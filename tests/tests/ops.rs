@@ -117,8 +117,9 @@ fn rope() {
             check("rope", &what, seed, tokens, allowed, &|c| {
                 let x = c.input(heads * dim, 1.0);
                 let freqs: Vec<f32> = (0..rotated / 2).map(|i| 0.3f32.powi(i)).collect();
-                let freqs = c.vector_of(&freqs);
-                let spec = RopeSpec { freqs, interleaved, magnitude: if interleaved { 1.0 } else { 1.25 } };
+                let long: Vec<f32> = freqs.iter().map(|f| f / 3.0).collect();
+                let (freqs, long) = (c.vector_of(&freqs), (heads > 2).then(|| c.vector_of(&long)));
+                let spec = RopeSpec { freqs, long, interleaved, magnitude: if interleaved { 1.0 } else { 1.25 } };
                 c.g.rope(c.g.reshape(x, [tokens, heads, dim]), spec)
             });
         }
@@ -126,9 +127,21 @@ fn rope() {
 }
 
 #[test]
+fn positions() {
+    for (seed, tokens) in (450..).zip(TOKENS) {
+        check("positions", "rows of a table", seed, tokens, Allowed::SAME, &|c| {
+            let values = c.random.normals(128 * 5, 1.0);
+            let table = c.upload(HostTensor::from_f32("table", [128, 5], &values).unwrap());
+            c.g.embed(c.g.positions(), table)
+        });
+    }
+}
+
+#[test]
 fn activations() {
     let limited = Act::ClampedSwiglu { alpha: 1.702, limit: 7.0 };
-    for (seed, act) in (500..).zip([Act::Silu, Act::Gelu, Act::GeluTanh, Act::Relu, Act::Relu2, limited]) {
+    let bent = Act::Xielu { positive: 0.8, negative: 0.6, beta: 0.5 };
+    for (seed, act) in (500..).zip([Act::Silu, Act::Gelu, Act::GeluTanh, Act::Relu, Act::Relu2, bent, limited]) {
         for (width, deviation) in [(1, 1.0), (67, 1.0), (64, 4.0), (33, 40.0)] {
             let what = format!("{act:?} width {width}, deviation {deviation}");
             check("gated_act", &what, seed, 5, Allowed::F32, &|c| {

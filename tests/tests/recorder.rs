@@ -14,7 +14,7 @@ fn weight(id: u32, shape: impl Into<Shape>) -> Weight {
 }
 
 fn rope_spec(freqs: impl Into<Shape>) -> RopeSpec {
-    RopeSpec { freqs: weight(9, freqs), interleaved: false, magnitude: 1.0 }
+    RopeSpec { freqs: weight(9, freqs), long: None, interleaved: false, magnitude: 1.0 }
 }
 
 fn attn(layer: usize) -> AttnSpec {

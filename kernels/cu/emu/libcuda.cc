@@ -35,7 +35,7 @@ template <class... A> static Kernel kernel(const char* name, void (*f)(A...)) {
 }
 #define K(name) kernel(#name, name)
 static Kernel kernels[] = {
-    K(embed_f32),    K(embed_f16),   K(embed_bf16),    K(gated_act),   K(clamped_swiglu), K(add),          K(mul),
+    K(embed_f32),    K(embed_f16),   K(embed_bf16),    K(gated_act),   K(clamped_swiglu), K(xielu), K(add),          K(mul),
     K(scale),        K(softcap),     K(narrow),        K(select_rows), K(rope),           K(rms_norm),     K(layer_norm),
     K(linear_mma),   K(linear_f32),  K(linear_f16),    K(linear_bf16), K(store_kv_f32),   K(store_kv_bf16), K(attend_f32),
     K(router),       K(experts_gate_up_f32), K(experts_gate_up_f16), K(experts_gate_up_bf16),

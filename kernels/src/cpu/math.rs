@@ -7,6 +7,7 @@
 
 use super::lanes::Lanes;
 use crate::Act;
+use crate::op::XIELU_EDGE;
 
 /// `e^x`
 #[inline(always)]
@@ -104,6 +105,11 @@ pub(crate) fn act<L: Lanes>(act: Act, gate: L, up: Option<L>) -> L {
         Act::Relu2 => {
             let x = zero.max(gate);
             x.mul(x)
+        }
+        Act::Xielu { positive, negative, beta } => {
+            let above = gate.mul(gate).mul(s(positive));
+            let below = exp(s(XIELU_EDGE).min(gate)).sub(s(1.0)).sub(gate).mul(s(negative));
+            above.keep(gate.above(zero), below).add(gate.mul(s(beta)))
         }
         Act::ClampedSwiglu { alpha, limit } => {
             let gate = s(limit).min(gate);

@@ -12,7 +12,7 @@ use super::lanes::{self, Kernel, LANES, Lanes, Vectors};
 use super::math;
 use super::pool::Pool;
 use super::rows::Apart;
-use crate::{Act, DType};
+use crate::{Act, Batch, DType, RopeSpec};
 
 /// Values below which a fork costs more than it saves.
 const FORK_VALUES: usize = 16_384;
@@ -274,7 +274,8 @@ impl Rotation {
     /// Angles are `position * freq` rounded to f32, as the models' own code has them; their functions are taken in f64.
     ///
     /// With `interleaved` each entry stands twice, the sine negative first: `x * cos + swapped(x) * sin`.
-    pub(crate) fn make(&mut self, freqs: &[f32], magnitude: f32, interleaved: bool, positions: &[u32], pool: &Pool) {
+    pub(crate) fn make(&mut self, freqs: &[f32], long: &[f32], spec: &RopeSpec, batch: &Batch, pool: &Pool) {
+        let (magnitude, interleaved, positions) = (spec.magnitude, spec.interleaved, &batch.positions);
         let repeat = 1 + usize::from(interleaved);
         (self.width, self.interleaved) = (freqs.len() * repeat, interleaved);
         let width = self.width;
@@ -284,9 +285,11 @@ impl Rotation {
         let job = |range: Range<usize>| {
             // SAFETY: pieces are rows of their own.
             let (cos, sin) = unsafe { (piece(cos, &range, width), piece(sin, &range, width)) };
-            for (row, position) in positions[range].iter().enumerate() {
+            for (row, token) in range.enumerate() {
+                let position = positions[token];
+                let freqs = if batch.is_long(token) { long } else { freqs };
                 for (i, freq) in freqs.iter().enumerate() {
-                    let (s, c) = f64::from(*position as f32 * freq).sin_cos();
+                    let (s, c) = f64::from(position as f32 * freq).sin_cos();
                     let (s, c) = ((s * f64::from(magnitude)) as f32, (c * f64::from(magnitude)) as f32);
                     let at = row * width + i * repeat;
                     cos[at..at + repeat].fill(c);

@@ -136,7 +136,8 @@ impl Runner<'_> {
         rotations.resize_with(rotations.len().max(schedule.rotations.len()), Default::default);
         for (spec, rotation) in schedule.rotations.iter().zip(rotations) {
             let freqs = self.weights.vector(spec.freqs);
-            rotation.make(freqs, spec.magnitude, spec.interleaved, &self.batch.positions, self.pool);
+            let long = spec.long.map_or(freqs, |long| self.weights.vector(long));
+            rotation.make(freqs, long, spec, self.batch, self.pool);
         }
         for step in &schedule.steps {
             // SAFETY: spans are the schedule's, made for an arena of its size; inputs and results of a step lie apart.
@@ -153,6 +154,7 @@ impl Runner<'_> {
         unsafe {
             match step {
                 Step::Tokens { out } => values.write(*out).copy_from_slice(&self.batch.tokens),
+                Step::Positions { out } => values.write(*out).copy_from_slice(&self.batch.positions),
                 Step::Embed { ids, table, out } => {
                     let (ids, table) = (values.read(*ids), self.weights.matrix(*table));
                     embed(rowwise, ids, table, values.to(*out))?;

@@ -55,6 +55,9 @@ pub(crate) enum Step {
     Tokens {
         out: Span,
     },
+    Positions {
+        out: Span,
+    },
     Embed {
         ids: Span,
         table: Weight,
@@ -209,6 +212,7 @@ impl Schedule {
         let step = match node.op {
             Op::Reshape { .. } => return Ok(()),
             Op::Tokens => Step::Tokens { out },
+            Op::Positions => Step::Positions { out },
             Op::Embed { ids, table } => Step::Embed { ids: span(ids), table, out },
             Op::Linear { x, w, bias } => {
                 let (x, part) = (span(x), Part { w, bias, out });
@@ -346,7 +350,7 @@ fn ordered(program: &Program) -> (Program, Vec<Value>) {
 fn moved(mut op: Op, place: &[Value]) -> Op {
     let at = |v: &mut Value| *v = place[v.index()];
     match &mut op {
-        Op::Tokens => {}
+        Op::Tokens | Op::Positions => {}
         Op::Embed { ids, .. } => at(ids),
         Op::Linear { x, .. }
         | Op::RmsNorm { x, .. }

@@ -259,8 +259,13 @@ impl Backend for Cuda {
         let batch = compiled.last.as_ref().ok_or_else(|| launch_error("nothing was launched yet".into()))?;
         let node = compiled.program.node(v);
         let (shape, dtype) = (node.shape, node.dtype);
-        if node.op == crate::Op::Tokens {
-            return Ok(Probe { shape, dtype, values: batch.tokens.iter().map(|t| *t as f32).collect() });
+        let staged = match node.op {
+            crate::Op::Tokens => Some(&batch.tokens),
+            crate::Op::Positions => Some(&batch.positions),
+            _ => None,
+        };
+        if let Some(staged) = staged {
+            return Ok(Probe { shape, dtype, values: staged.iter().map(|t| *t as f32).collect() });
         }
         let planned = compiled.planned.as_ref().expect("a launched program is planned: this is a bug");
         for (_, launch) in planned.launches.iter().take_while(|(node, _)| *node <= v.index()) {

@@ -66,7 +66,7 @@ impl Planner<'_> {
         let (out, total) = (self.at(v), shape.elements());
         let last = shape.last();
         match *op {
-            Op::Tokens | Op::Reshape { .. } => Ok(vec![]),
+            Op::Tokens | Op::Positions | Op::Reshape { .. } => Ok(vec![]),
             Op::Embed { ids, table } => {
                 let name = match table.format {
                     Format::F32 => "embed_f32",
@@ -100,6 +100,11 @@ impl Planner<'_> {
                 match act {
                     Act::ClampedSwiglu { alpha, limit } => {
                         self.elements("clamped_swiglu", total, &[out, gate, up, F32(alpha), F32(limit), u(total)])
+                    }
+                    Act::Xielu { positive, negative, beta } => {
+                        let bends = [F32(positive), F32(negative), F32(beta)];
+                        let arguments = [&[out, gate, up][..], &bends, &[u(total)]].concat();
+                        self.elements("xielu", total, &arguments)
                     }
                     _ => self.elements("gated_act", total, &[out, gate, up, U32(number(act)), u(total)]),
                 }
@@ -175,7 +180,9 @@ impl Planner<'_> {
             out,
             self.at(x),
             self.staged(self.staging.positions),
+            self.staged(self.staging.long),
             self.weight(spec.freqs),
+            self.weight(spec.long.unwrap_or(spec.freqs)),
             u(heads),
             u(dim),
             u(spec.freqs.shape.elements()),
@@ -279,6 +286,9 @@ impl Planner<'_> {
             (Format::Bf16, Format::Bf16) => ("experts_gate_up_bf16", "experts_down_bf16"),
             (other, _) => return Err(no_format(other)),
         };
+        if let Act::Xielu { .. } = spec.act {
+            return Err(Error::Unsupported { device: "cuda", what: "experts with the activation xielu".into() });
+        }
         let inner = Address(self.arena_address + self.arena.peak_bytes as u64);
         let (alpha, limit) =
             if let Act::ClampedSwiglu { alpha, limit } = spec.act { (alpha, limit) } else { (0.0, 0.0) };
@@ -343,9 +353,11 @@ impl Planner<'_> {
     }
 
     fn at(&self, v: Value) -> Argument {
-        match self.root(v) {
-            root if self.program.node(root).op == Op::Tokens => self.staged(self.staging.tokens),
-            root => Address(self.arena_address + self.arena.offset(root) as u64),
+        let root = self.root(v);
+        match self.program.node(root).op {
+            Op::Tokens => self.staged(self.staging.tokens),
+            Op::Positions => self.staged(self.staging.positions),
+            _ => Address(self.arena_address + self.arena.offset(root) as u64),
         }
     }
 
@@ -394,6 +406,7 @@ fn number(act: Act) -> u32 {
         Act::Relu => 3,
         Act::Relu2 => 4,
         Act::ClampedSwiglu { .. } => 5,
+        Act::Xielu { .. } => 6,
     }
 }
 

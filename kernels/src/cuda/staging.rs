@@ -8,6 +8,7 @@ use crate::{Batch, BatchShape};
 pub(super) struct Staging {
     pub tokens: usize,
     pub positions: usize,
+    pub long: usize,
     pub slots: usize,
     /// `[tokens]` i32: the sequence of each token, -1 for padding.
     pub sequence: usize,
@@ -29,10 +30,11 @@ impl Staging {
         };
         let mask_words = if masked { vocab.div_ceil(32) } else { 0 };
         let (tokens, positions) = (part(shape.tokens), part(shape.tokens));
+        let long = part(shape.tokens);
         let (slots, sequence) = (part(shape.tokens), part(shape.tokens));
         let (table, rows) = (part(shape.seqs * shape.blocks), part(shape.rows));
         let masks = part(shape.rows * mask_words);
-        Self { tokens, positions, slots, sequence, table, rows, masks, mask_words, words: end }
+        Self { tokens, positions, long, slots, sequence, table, rows, masks, mask_words, words: end }
     }
 
     /// The batch in this layout. A batch without masks in a masked program allows everything.
@@ -41,6 +43,7 @@ impl Staging {
         let mut put = |at: usize, from: &[u32]| words[at..at + from.len()].copy_from_slice(from);
         put(self.tokens, &batch.tokens);
         put(self.positions, &batch.positions);
+        put(self.long, &batch.long);
         put(self.slots, &batch.slots);
         put(self.table, &batch.block_table);
         put(self.rows, &batch.rows);

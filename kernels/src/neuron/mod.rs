@@ -20,7 +20,7 @@ pub use ladder::Ladder;
 
 use crate::{
     Backend, Batch, BatchShape, Candidate, DType, DeviceInfo, DeviceSpec, Error, Format, HostTensor, KvSpec, Limits,
-    Op, Precision, Probe, Program, ProgramId, Result, Shape, Ticket, Value, Weight, WeightId,
+    Precision, Probe, Program, ProgramId, Result, Shape, Ticket, Value, Weight, WeightId,
 };
 use cache::Cache;
 use compiler::{Compiler, Hardware, Phase};
@@ -344,15 +344,7 @@ fn check(batch: &Batch, program: &Program, kv: Option<&Kv>) -> Result<(), String
     if let Some(kv) = kv {
         batch.verify(kv.spec.block_tokens, kv.blocks)?;
     }
-    let tables = program.nodes.iter().filter_map(|n| match n.op {
-        Op::Embed { table, .. } => Some(table.shape.first()),
-        _ => None,
-    });
-    if let (Some(vocab), Some(largest)) = (tables.min(), batch.tokens.iter().max())
-        && *largest as usize >= vocab
-    {
-        return Err(format!("token {largest} is beyond the vocabulary of {vocab}"));
-    }
+    program.finds_rows(batch)?;
     let shape = batch.shape;
     let apart = (0..shape.seqs).all(|seq| batch.query(seq).is_empty() || batch.query(seq).start == seq);
     if shape.seqs > 1 && !apart {

@@ -10,6 +10,7 @@ use crate::{Batch, BatchShape};
 pub(super) struct StepLayout {
     pub tokens: Range<usize>,
     pub positions: Range<usize>,
+    pub long: Range<usize>,
     pub slots: Range<usize>,
     pub block_table: Range<usize>,
     pub rows: Range<usize>,
@@ -30,6 +31,7 @@ impl StepLayout {
         Self {
             tokens: next(shape.tokens),
             positions: next(shape.tokens),
+            long: next(shape.tokens),
             slots: next(shape.tokens),
             block_table: next(shape.seqs * shape.blocks),
             rows: next(shape.rows),
@@ -51,6 +53,7 @@ impl StepLayout {
         };
         put(&self.tokens, &batch.tokens);
         put(&self.positions, &batch.positions);
+        put(&self.long, &batch.long);
         put(&self.slots, &batch.slots);
         put(&self.block_table, &batch.block_table);
         put(&self.rows, &batch.rows);
@@ -75,6 +78,7 @@ mod tests {
             shape,
             tokens: vec![10, 11],
             positions: vec![5, 6],
+            long: vec![0, 1],
             slots: vec![20, 21],
             query_start: vec![0, 1, 2],
             context: vec![6, 7],
@@ -82,9 +86,9 @@ mod tests {
             rows: vec![0, 1],
             ..Batch::default()
         };
-        let want = [10, 11, 5, 6, 20, 21, 1, 2, 0, 3, 4, 0, 0, 1, -1, -1, -1, -1];
+        let want = [10, 11, 5, 6, 0, 1, 20, 21, 1, 2, 0, 3, 4, 0, 0, 1, -1, -1, -1, -1];
         assert_eq!(layout.pack(&batch), want);
         let masked = Batch { masks: vec![7, 8, 9, 10], ..batch };
-        assert_eq!(layout.pack(&masked)[14..], [7, 8, 9, 10]);
+        assert_eq!(layout.pack(&masked)[16..], [7, 8, 9, 10]);
     }
 }

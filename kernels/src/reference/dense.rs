@@ -2,7 +2,8 @@
 
 use candle_core::{D, Device, Result, Tensor};
 
-use crate::{Act, DType, RopeSpec};
+use crate::op::XIELU_EDGE;
+use crate::{Act, Batch, DType, RopeSpec};
 
 /// `x [tokens, heads, in]`, each head by its own matrix of `w [heads, out, in]`. `[tokens, heads, out]`
 pub fn head_linear(x: &Tensor, w: &Tensor) -> Result<Tensor> {
@@ -59,13 +60,16 @@ pub fn layer_norm(x: &Tensor, gain: Option<&Tensor>, bias: Option<&Tensor>, eps:
     Ok(y)
 }
 
-/// `x [tokens, heads, dim]`: pairs of the first `2 * freqs` dimensions turn by `position * freq`.
-pub fn rope(x: &Tensor, positions: &[u32], freqs: &Tensor, spec: &RopeSpec) -> Result<Tensor> {
+/// `x [tokens, heads, dim]`: pairs of the first `2 * freqs` dimensions turn by `position * freq`, `long` being the
+/// frequencies of long sequences.
+pub fn rope(x: &Tensor, batch: &Batch, freqs: &Tensor, long: Option<&Tensor>, spec: &RopeSpec) -> Result<Tensor> {
     let (tokens, heads, dim) = x.dims3()?;
     let half = freqs.elem_count();
-    let positions: Vec<f32> = positions.iter().map(|p| *p as f32).collect();
+    let positions: Vec<f32> = batch.positions.iter().map(|p| *p as f32).collect();
     let positions = Tensor::from_vec(positions, (tokens, 1, 1), &Device::Cpu)?;
-    let angle = positions.broadcast_mul(&freqs.reshape((1, 1, half))?)?; // [tokens, 1, half]
+    let of_token = |token| if batch.is_long(token) { long.unwrap_or(freqs) } else { freqs };
+    let freqs = Tensor::stack(&(0..tokens).map(of_token).collect::<Vec<_>>(), 0)?.unsqueeze(1)?; // [tokens, 1, half]
+    let angle = freqs.broadcast_mul(&positions)?;
     let (cos, sin) = (times(&angle.cos()?, spec.magnitude)?, times(&angle.sin()?, spec.magnitude)?);
     let turned = x.narrow(2, 0, 2 * half)?;
     // The two members of each pair. [tokens, heads, half]
@@ -100,6 +104,13 @@ pub fn gated_act(gate: &Tensor, up: Option<&Tensor>, act: Act) -> Result<Tensor>
         }
         Act::Relu => gate.relu()?,
         Act::Relu2 => gate.relu()?.sqr()?,
+        Act::Xielu { positive, negative, beta } => {
+            let above = times(&gate.relu()?.sqr()?, positive)?;
+            // Zero where x is above zero.
+            let below = (plus(&gate.minimum(0.0)?.minimum(XIELU_EDGE)?.exp()?, -1.0)? - gate)?;
+            let below = times(&below.mul(&gate.le(0.0)?.to_dtype(candle_core::DType::F32)?)?, negative)?;
+            ((above + below)? + times(gate, beta)?)?
+        }
         Act::ClampedSwiglu { alpha, limit } => {
             let up = up.expect("the recorder asks for an up value: this is a bug");
             let gate = gate.clamp(f32::NEG_INFINITY, limit)?;

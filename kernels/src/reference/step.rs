@@ -62,6 +62,7 @@ impl Step<'_> {
         let maybe = |w: &Option<Weight>| w.as_ref().map(|w| &self.weights[w.id.0 as usize]);
         match op {
             Op::Tokens => Ok(Held::Ids(self.batch.tokens.clone())),
+            Op::Positions => Ok(Held::Ids(self.batch.positions.clone())),
             Op::Embed { ids, table } => {
                 let ids = self.ids(*ids);
                 float(w(table).index_select(&Tensor::from_slice(ids, ids.len(), &Device::Cpu)?, 0))
@@ -69,7 +70,7 @@ impl Step<'_> {
             Op::Linear { x: v, w: m, bias } => float(dense::linear(x(*v), w(m), maybe(bias))),
             Op::RmsNorm { x: v, gain, offset, eps } => float(dense::rms_norm(x(*v), maybe(gain), *offset, *eps)),
             Op::LayerNorm { x: v, gain, bias, eps } => float(dense::layer_norm(x(*v), maybe(gain), maybe(bias), *eps)),
-            Op::Rope { x: v, spec } => float(dense::rope(x(*v), &self.batch.positions, w(&spec.freqs), spec)),
+            Op::Rope { x: v, spec } => float(dense::rope(x(*v), self.batch, w(&spec.freqs), maybe(&spec.long), spec)),
             Op::Attention { q, k, v, spec } => {
                 let cache = cache.expect("compile asks for a cache where there is attention: this is a bug");
                 let sinks = spec.sinks.map(|s| w(&s).to_vec1()).transpose()?;

@@ -67,6 +67,8 @@ pub struct DecoderOptions {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DecoderNames {
     pub embed: &'static str,
+    /// The embeddings of positions, where they are learned.
+    pub positions: Option<&'static str>,
     /// Before the index of a layer.
     pub layers: &'static str,
     /// The two parts of a layer.
@@ -93,6 +95,7 @@ impl DecoderNames {
     /// Of most models.
     pub const USUAL: Self = Self {
         embed: "model.embed_tokens",
+        positions: None,
         layers: "model.layers",
         attention: "self_attn",
         feed: "mlp",
@@ -147,6 +150,7 @@ impl DecoderOptions {
 pub struct Decoder {
     spec: ModelSpec,
     embed: Weight,
+    positions: Option<Weight>,
     layers: Vec<Layer>,
     norm: Norm,
     head: Linear,
@@ -176,6 +180,9 @@ impl Decoder {
         mut parts: impl FnMut(&mut Loader<'a>, usize, &str) -> Result<Parts>,
     ) -> Result<Box<dyn Model>> {
         let embed = loader.matrix(&format!("{}.weight", o.names.embed), c.vocab, c.hidden)?;
+        let positions = o.names.positions;
+        let positions = positions.map(|name| loader.matrix(&format!("{name}.weight"), c.context, c.hidden));
+        let positions = positions.transpose()?;
         let mut layers = vec![];
         for i in 0..c.layers {
             let at = format!("{}.{i}", o.names.layers);
@@ -196,7 +203,7 @@ impl Decoder {
         let kv_layers = layers.iter().flat_map(|l| [l.attention.kv(), l.feed.kv()]).flatten().collect();
         let state_layers = layers.iter().flat_map(|l| [l.attention.states(), l.feed.states()]).flatten().collect();
         let spec = ModelSpec { kv_layers, state_layers, ..ModelSpec::of(c, family, loader) };
-        Ok(Box::new(Self { spec, embed, layers, norm, head, options: *o }))
+        Ok(Box::new(Self { spec, embed, positions, layers, norm, head, options: *o }))
     }
 
     /// Layers of attention and feed-forward, whose options `options` makes of the layer's index and the usual attention.
@@ -245,6 +252,9 @@ impl Model for Decoder {
     fn forward(&self, g: &Recorder) -> Value {
         let o = &self.options;
         let mut x = scaled(g, g.embed(g.tokens(), self.embed), o.embed_scale); // [tokens, hidden]
+        if let Some(table) = self.positions {
+            x = g.add(x, g.embed(g.positions(), table));
+        }
         for (i, l) in self.layers.iter().enumerate() {
             let _scope = g.layer(i);
             let seen = normed(g, &l.before_attention, x);

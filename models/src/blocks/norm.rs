@@ -39,7 +39,7 @@ impl Norm {
         let name_of_gain = format!("{name}.weight");
         let gain = match kind {
             NormKind::Layer { offset, .. } if offset != 0.0 => {
-                let gains: Vec<f32> = loader.values(&name_of_gain, &[len])?.iter().map(|w| w + offset).collect();
+                let gains: Vec<f32> = loader.values(&name_of_gain, len)?.iter().map(|w| w + offset).collect();
                 loader.constant(&name_of_gain, &gains)?
             }
             _ => loader.vector(&name_of_gain, len)?,

@@ -12,5 +12,6 @@ use crate::{Result, RopeConfig};
 pub fn rope(loader: &mut Loader<'_>, config: &RopeConfig) -> Result<RopeSpec> {
     let table = config.table();
     let freqs = loader.constant("rope.freqs", &table.freqs)?;
-    Ok(RopeSpec { freqs, interleaved: config.interleaved, magnitude: table.magnitude })
+    let long = table.long.as_ref().map(|long| loader.constant("rope.long_freqs", long)).transpose()?;
+    Ok(RopeSpec { freqs, long, interleaved: config.interleaved, magnitude: table.magnitude })
 }

@@ -44,12 +44,27 @@ pub enum RopeScaling {
     },
     /// One divisor a frequency, as GGUF files keep Llama 3's scaling.
     Factors(Vec<f32>),
+    /// One divisor a frequency, for sequences of up to `original_context` tokens, and for longer ones.
+    LongRope {
+        short: Vec<f32>,
+        long: Vec<f32>,
+        original_context: usize,
+        /// Multiplies cosine and sine.
+        attention_factor: f64,
+    },
+    /// Base and exponents are those of the whole head, of which a share is rotated; Gemma 4.
+    Proportional {
+        share: f64,
+        factor: f64,
+    },
 }
 
 /// Inverse frequencies in radians a position, `[dim / 2]`, and the factor of cosine and sine.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RopeTable {
     pub freqs: Vec<f32>,
+    /// Of sequences beyond the context the model was first trained for, where those have their own.
+    pub long: Option<Vec<f32>>,
     pub magnitude: f32,
 }
 
@@ -78,19 +93,37 @@ impl RopeConfig {
             Some(Err(e)) => Err(e),
             _ => keys.maybe_positive(key),
         };
-        let theta = stated("rope_theta")?.unwrap_or(10_000.0);
+        let mut theta = stated("rope_theta")?.unwrap_or(10_000.0);
         let share = stated("partial_rotary_factor")?.unwrap_or(1.0);
+        let kind = own.as_ref().map(rope_type).transpose()?.unwrap_or("default");
+        if kind == "proportional" {
+            let factor = stated("factor")?.unwrap_or(1.0);
+            let scaling = RopeScaling::Proportional { share: share.min(1.0), factor };
+            return Ok(Self { theta, dim: head_dim, interleaved: false, scaling });
+        }
         let dim = keys.maybe_size("rope_dim")?.unwrap_or((head_dim as f64 * share) as usize);
         if dim == 0 || dim > head_dim || !dim.is_multiple_of(2) {
             let key = if keys.states("rope_dim") { "rope_dim" } else { "partial_rotary_factor" };
             return Err(keys.fail(key, format!("{dim} of {head_dim} dimensions cannot be rotated in pairs")));
         }
+        // Dynamic scaling begins beyond the context; Hunyuan states by how much it once ended.
+        if let Some(alpha) = stated("alpha")?.filter(|_| kind == "dynamic" && dim > 2) {
+            theta *= alpha.powf(dim as f64 / (dim as f64 - 2.0));
+        }
         let scaling = match (own, keys.numbers("rope_factors")?) {
             (_, Some(factors)) => divisors(keys, factors, dim)?,
-            (Some(own), None) => RopeScaling::read(&own, keys, context)?,
+            (Some(own), None) => RopeScaling::read(&own, keys, context, dim)?,
             (None, None) => RopeScaling::None,
         };
         Ok(Self { theta, dim, interleaved: false, scaling })
+    }
+
+    /// The longest sequence that is rotated by [`RopeTable::freqs`], where longer ones have frequencies of their own.
+    pub fn long_after(&self) -> Option<usize> {
+        match self.scaling {
+            RopeScaling::LongRope { original_context, .. } => Some(original_context),
+            _ => None,
+        }
     }
 
     /// The numbers a kernel needs.
@@ -101,14 +134,24 @@ impl RopeConfig {
             (0..self.dim).step_by(2).map(|i| f64::from(self.theta as f32).powf((i as f32 / dim).into()) as f32);
         let powers: Vec<f32> = powers.collect();
         let plain = powers.iter().map(|p| 1.0 / p);
-        let unit = |freqs: Vec<f32>| RopeTable { freqs, magnitude: 1.0 };
+        let unit = |freqs: Vec<f32>| RopeTable { freqs, long: None, magnitude: 1.0 };
+        let divided = |by: &[f32]| -> Vec<f32> { powers.iter().zip(by).map(|(p, by)| 1.0 / (by * p)).collect() };
         match &self.scaling {
             RopeScaling::None => unit(plain.collect()),
             RopeScaling::Linear { factor } => unit(plain.map(|f| f / *factor as f32).collect()),
             RopeScaling::Factors(factors) => unit(plain.zip(factors).map(|(f, by)| f / by).collect()),
             RopeScaling::Llama3 { .. } => unit(plain.map(|f| self.llama3(f)).collect()),
             RopeScaling::Yarn { attention_factor, .. } => {
-                RopeTable { freqs: self.yarn(&powers), magnitude: *attention_factor as f32 }
+                RopeTable { freqs: self.yarn(&powers), long: None, magnitude: *attention_factor as f32 }
+            }
+            RopeScaling::LongRope { short, long, attention_factor, .. } => {
+                let (freqs, long) = (divided(short), Some(divided(long)));
+                RopeTable { freqs, long, magnitude: *attention_factor as f32 }
+            }
+            RopeScaling::Proportional { share, factor } => {
+                let kept = (share * self.dim as f64 / 2.0) as usize;
+                let turned = |(i, f): (usize, f32)| if i < kept { f / *factor as f32 } else { 0.0 };
+                unit(plain.enumerate().map(turned).collect())
             }
         }
     }
@@ -160,18 +203,14 @@ impl RopeConfig {
 
 impl RopeScaling {
     /// `own` holds the scaling's keys, `keys` the model's.
-    fn read(own: &Keys, keys: &Keys, context: usize) -> Result<Self> {
-        let kind = match own.text("rope_type")? {
-            Some(kind) => kind,
-            None => own.text("type")?.unwrap_or("default"),
-        };
+    fn read(own: &Keys, keys: &Keys, context: usize, dim: usize) -> Result<Self> {
         let original = || -> Result<f64> {
             let stated = own.maybe_size("original_max_position_embeddings")?;
             let stated = stated.or(keys.maybe_size("original_max_position_embeddings")?);
             Ok(stated.unwrap_or(context) as f64)
         };
-        match kind {
-            "default" | "mrope" => Ok(Self::None),
+        match rope_type(own)? {
+            "default" | "mrope" | "dynamic" => Ok(Self::None),
             "linear" => Ok(Self::Linear { factor: own.positive("factor")? }),
             "llama3" => Ok(Self::Llama3 {
                 factor: own.positive("factor")?,
@@ -192,8 +231,35 @@ impl RopeScaling {
                     all_dims: own.maybe_positive("mscale_all_dim")?,
                 })
             }
-            other => Err(own.fail("rope_type", format!("{other:?} is not known; these are: linear, llama3, yarn"))),
+            "longrope" | "su" => {
+                let original_context = original()?;
+                let factors = |key: &str| match own.numbers(key)? {
+                    Some(factors) if factors.len() == dim / 2 && factors.iter().all(|f| *f > 0.0) => {
+                        Ok(factors.into_iter().map(|f| f as f32).collect())
+                    }
+                    _ => Err(own.fail(key, format!("is not {} numbers above zero", dim / 2))),
+                };
+                let factor = own.maybe_positive("factor")?.unwrap_or(context as f64 / original_context);
+                let suggested = if factor <= 1.0 { 1.0 } else { (1.0 + factor.ln() / original_context.ln()).sqrt() };
+                Ok(Self::LongRope {
+                    short: factors("short_factor")?,
+                    long: factors("long_factor")?,
+                    original_context: original_context as usize,
+                    attention_factor: own.maybe_number("attention_factor")?.unwrap_or(suggested),
+                })
+            }
+            other => {
+                let known = "linear, dynamic, llama3, yarn, longrope, proportional";
+                Err(own.fail("rope_type", format!("{other:?} is not known; these are: {known}")))
+            }
         }
+    }
+}
+
+fn rope_type(own: &Keys) -> Result<&str> {
+    match own.text("rope_type")? {
+        Some(kind) => Ok(kind),
+        None => Ok(own.text("type")?.unwrap_or("default")),
     }
 }
 

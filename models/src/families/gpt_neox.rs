@@ -24,6 +24,7 @@ pub(crate) const FAMILY: Family = Family {
 
 const NAMES: DecoderNames = DecoderNames {
     embed: "gpt_neox.embed_in",
+    positions: None,
     layers: "gpt_neox.layers",
     attention: "attention",
     feed: "mlp",

@@ -1,6 +1,7 @@
 //! Owns the families: one file each, which reads as the model's mathematics. A new one also needs its line in
 //! [`crate::FAMILIES`].
 
+pub(crate) mod apertus;
 pub(crate) mod arcee;
 pub(crate) mod cohere;
 pub(crate) mod deepseek;
@@ -10,6 +11,7 @@ pub(crate) mod exaone4;
 pub(crate) mod gemma;
 pub(crate) mod glm4;
 pub(crate) mod glm4_moe;
+pub(crate) mod gpt2;
 pub(crate) mod gpt_neox;
 pub(crate) mod gpt_oss;
 pub(crate) mod granite;
@@ -23,6 +25,7 @@ pub(crate) mod nemotron;
 pub(crate) mod olmo;
 pub(crate) mod olmoe;
 pub(crate) mod phi;
+pub(crate) mod phi3;
 pub(crate) mod qwen2;
 pub(crate) mod qwen2_moe;
 pub(crate) mod qwen3;

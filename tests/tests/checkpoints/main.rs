@@ -79,7 +79,7 @@ fn keys_out_of_range_are_named() {
         ("tie_word_embeddings", json!("yes"), "\"yes\" is not true or false"),
         ("eos_token_id", json!(384), "384 is not in the vocabulary of 384"),
         ("eos_token_id", json!([1, -2]), "-2 is not a token id"),
-        ("rope_scaling.rope_type", json!("longrope"), "\"longrope\" is not known"),
+        ("rope_scaling.rope_type", json!("spiral"), "\"spiral\" is not known"),
         ("rope_scaling.factor", json!(null), "is missing"),
         ("rope_scaling.factor", json!(0), "0 is not a number above zero"),
         ("rope_scaling", json!([8]), "[8] is not an object"),

@@ -208,7 +208,7 @@ impl Lowering<'_> {
 
     /// Cosine and sine of position times frequency, `[tokens, pairs]`, times the magnitude.
     fn turns(&mut self, spec: &RopeSpec) -> Result<(Node, Node)> {
-        let key = (spec.freqs.id, spec.magnitude.to_bits());
+        let key = (spec.freqs.id, spec.long.map(|long| long.id), spec.magnitude.to_bits());
         if let Some(turns) = self.turns.get(&key) {
             return Ok(*turns);
         }
@@ -218,7 +218,16 @@ impl Lowering<'_> {
         let positions = self.field(self.step.positions.clone(), &[tokens]);
         let positions = self.b.convert(positions, Ty::F32);
         let positions = self.b.broadcast(positions, &dims, &[0]);
-        let freqs = self.b.broadcast(freqs, &dims, &[1]);
+        let mut freqs = self.b.broadcast(freqs, &dims, &[1]);
+        if let Some(long) = spec.long {
+            let long = self.float_weight(long)?;
+            let long = self.b.broadcast(long, &dims, &[1]);
+            let kinds = self.field(self.step.long.clone(), &[tokens]);
+            let kinds = self.b.broadcast(kinds, &dims, &[0]);
+            let one = self.b.full_s32(1, &dims);
+            let is_long = self.b.compare(Compare::Eq, kinds, one);
+            freqs = self.b.select(is_long, long, freqs);
+        }
         let angles = self.b.binary(Binary::Multiply, positions, freqs);
         let (cosine, sine) = (self.b.unary(Unary::Cosine, angles), self.b.unary(Unary::Sine, angles));
         let turns = if spec.magnitude == 1.0 {

@@ -4,7 +4,8 @@ use std::f32::consts::{FRAC_1_SQRT_2, PI};
 
 use super::{Binary, Lowering, Node, Result, Value, Weight};
 use crate::Act;
-use crate::neuron::hlo::{Reduce, Unary};
+use crate::neuron::hlo::{Compare, Reduce, Unary};
+use crate::op::XIELU_EDGE;
 
 impl Lowering<'_> {
     pub(super) fn rms_norm(&mut self, x: Value, gain: Option<Weight>, offset: f32, eps: f32) -> Result<Node> {
@@ -113,6 +114,21 @@ impl Lowering<'_> {
                 let zero = self.b.full_f32(0.0, &dims);
                 let y = self.b.binary(Binary::Maximum, x, zero);
                 if act == Act::Relu { y } else { self.b.binary(Binary::Multiply, y, y) }
+            }
+            Act::Xielu { positive, negative, beta } => {
+                let square = self.b.binary(Binary::Multiply, x, x);
+                let above = self.scaled(square, positive);
+                let edge = self.b.full_f32(XIELU_EDGE, &dims);
+                let near = self.b.binary(Binary::Minimum, x, edge);
+                let power = self.b.unary(Unary::Exponential, near);
+                let below = self.shifted(power, -1.0);
+                let below = self.b.binary(Binary::Subtract, below, x);
+                let below = self.scaled(below, negative);
+                let zero = self.b.full_f32(0.0, &dims);
+                let is_above = self.b.compare(Compare::Gt, x, zero);
+                let bent = self.b.select(is_above, above, below);
+                let slope = self.scaled(x, beta);
+                self.b.binary(Binary::Add, bent, slope)
             }
             Act::ClampedSwiglu { .. } => unreachable!("the recorder gives it an up value: this is a bug"),
         }

@@ -119,7 +119,7 @@ struct Lowering<'a> {
     values: Vec<Lowered>,
     caches: Vec<Cache>,
     /// Cosine and sine `[tokens, pairs]`, once a set of frequencies.
-    turns: BTreeMap<(WeightId, u32), (Node, Node)>,
+    turns: BTreeMap<(WeightId, Option<WeightId>, u32), (Node, Node)>,
     /// Which keys each token sees, once a window or chunk.
     visible: BTreeMap<[Option<usize>; 2], Node>,
 }
@@ -136,6 +136,7 @@ impl Lowering<'_> {
     fn op(&mut self, op: &Op) -> Result<Lowered> {
         let one = match *op {
             Op::Tokens => self.field(self.step.tokens.clone(), &[self.program.shape.tokens]),
+            Op::Positions => self.field(self.step.positions.clone(), &[self.program.shape.tokens]),
             Op::Embed { ids, table } => self.embed(ids, table)?,
             Op::Linear { x, w, bias } => self.linear(x, w, bias)?,
             Op::RmsNorm { x, gain, offset, eps } => self.rms_norm(x, gain, offset, eps)?,
