@@ -17,6 +17,8 @@ pub struct App {
     pub frontend: Frontend,
     /// Names that requests may call the model by, at least one; the first is used in answers to requests without one.
     pub names: Vec<String>,
+    /// Further names that requests may call the model by; no list shows them.
+    pub aliases: Vec<String>,
     pub keys: Keys,
     pub limits: Limits,
     pub defaults: Defaults,
@@ -51,6 +53,7 @@ impl App {
         Self {
             frontend,
             names: vec![name.into()],
+            aliases: vec![],
             keys: Keys::default(),
             limits: Limits::default(),
             defaults: Defaults::default(),
@@ -117,7 +120,7 @@ impl Server {
     pub fn model<'a>(&'a self, model: Option<&'a str>) -> Result<&'a str, ApiError> {
         match model {
             None | Some("") => Ok(&self.app.names[0]),
-            Some(name) if self.app.names.iter().any(|n| n == name) => Ok(name),
+            Some(name) if self.app.names.iter().chain(&self.app.aliases).any(|n| n == name) => Ok(name),
             Some(name) => Err(ApiError::unknown_model(name, &self.app.names)),
         }
     }

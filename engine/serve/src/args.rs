@@ -40,6 +40,10 @@ pub struct Args {
     #[arg(long, value_name = "NAME", env = "DUALGAUGE_SERVED_MODEL_NAME", value_delimiter = ',', num_args = 1.., action = ArgAction::Append, help_heading = "Model")]
     pub served_model_name: Vec<String>,
 
+    /// A further name for the model that no list shows, such as the cloud's name that existing code asks for; repeat for several.
+    #[arg(long, value_name = "NAME", env = "DUALGAUGE_ALIAS", value_delimiter = ',', num_args = 1.., action = ArgAction::Append, help_heading = "Model")]
+    pub alias: Vec<String>,
+
     /// Weights and arithmetic: auto keeps what the files have; f32 computes everything exactly, and slower.
     #[arg(long, value_enum, default_value_t = Dtype::Auto, env = "DUALGAUGE_DTYPE", help_heading = "Model")]
     pub dtype: Dtype,

@@ -19,16 +19,23 @@ impl Keys {
         self.digests.is_empty()
     }
 
-    /// True when a header carries one of the keys: `Authorization: Bearer K`, `x-api-key: K` or `api-key: K`.
-    pub fn admit(&self, headers: &HeaderMap) -> bool {
+    /// True when one of the keys comes in any of the forms that the APIs have: `Authorization: Bearer K`, `x-api-key: K`,
+    /// `api-key: K`, `x-goog-api-key: K`, or `?key=K`.
+    pub fn admit(&self, headers: &HeaderMap, query: Option<&str>) -> bool {
         if self.is_empty() {
             return true;
         }
         let bearer = headers.get_all("authorization").iter().filter_map(|v| bearer(v.as_bytes()));
-        let plain = ["x-api-key", "api-key"].into_iter().flat_map(|n| headers.get_all(n)).map(|v| v.as_bytes());
+        let plain = ["x-api-key", "api-key", "x-goog-api-key"]
+            .into_iter()
+            .flat_map(|n| headers.get_all(n))
+            .map(|v| v.as_bytes());
         let mut admitted = false;
         for key in bearer.chain(plain) {
             admitted |= self.holds(key);
+        }
+        for key in query.into_iter().flat_map(|q| q.split('&')).filter_map(|pair| pair.strip_prefix("key=")) {
+            admitted |= self.holds(&percent_decoded(key));
         }
         admitted
     }
@@ -54,6 +61,26 @@ fn bearer(value: &[u8]) -> Option<&[u8]> {
     scheme.eq_ignore_ascii_case(b"bearer ").then(|| key.trim_ascii())
 }
 
+/// Bytes of a text with `%XX` in it; what is no such thing stays.
+pub fn percent_decoded(text: &str) -> Vec<u8> {
+    let hex = |at: usize| text.get(at..at + 2).filter(|d| d.bytes().all(|b| b.is_ascii_hexdigit()));
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut at = 0;
+    while let Some(byte) = text.as_bytes().get(at) {
+        match hex(at + 1).and_then(|digits| u8::from_str_radix(digits, 16).ok()) {
+            Some(decoded) if *byte == b'%' => {
+                bytes.push(decoded);
+                at += 3;
+            }
+            _ => {
+                bytes.push(*byte);
+                at += 1;
+            }
+        }
+    }
+    bytes
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -64,17 +91,35 @@ mod tests {
 
     #[test]
     fn no_keys_admit_everybody() {
-        assert!(Keys::new([]).admit(&headers(&[])));
+        assert!(Keys::new([]).admit(&headers(&[]), None));
         assert!(Keys::new([""]).is_empty());
     }
 
     #[test]
     fn each_header_and_each_key_opens() {
         let keys = Keys::new(["one", "two"]);
-        for pair in
-            [("authorization", "Bearer one"), ("authorization", "bearer two"), ("x-api-key", "two"), ("api-key", "one")]
-        {
-            assert!(keys.admit(&headers(&[pair])), "{pair:?}");
+        for pair in [
+            ("authorization", "Bearer one"),
+            ("authorization", "bearer two"),
+            ("x-api-key", "two"),
+            ("x-goog-api-key", "one"),
+        ] {
+            assert!(keys.admit(&headers(&[pair]), None), "{pair:?}");
+        }
+    }
+
+    #[test]
+    fn a_query_opens_too() {
+        let keys = Keys::new(["a+b/c"]);
+        for (query, opens) in [
+            ("key=a%2Bb%2Fc", true),
+            ("alt=sse&key=a+b/c", true),
+            ("key=", false),
+            ("key=a%2", false),
+            ("monkey=a+b/c", false),
+            ("x=%zz&key=%", false),
+        ] {
+            assert_eq!(keys.admit(&headers(&[]), Some(query)), opens, "{query}");
         }
     }
 
@@ -90,8 +135,8 @@ mod tests {
             ("x-api-key", ""),
             ("cookie", "one"),
         ] {
-            assert!(!keys.admit(&headers(&[pair])), "{pair:?}");
+            assert!(!keys.admit(&headers(&[pair]), None), "{pair:?}");
         }
-        assert!(!keys.admit(&headers(&[])));
+        assert!(!keys.admit(&headers(&[]), None));
     }
 }

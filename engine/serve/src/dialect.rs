@@ -6,12 +6,15 @@ use axum::response::{IntoResponse, Response};
 use serde_json::Value;
 
 use crate::error::ApiError;
-use crate::{anthropic, openai};
+use crate::{anthropic, azure, gemini, ollama, openai};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Dialect {
     OpenAi,
+    Azure,
     Anthropic,
+    Gemini,
+    Ollama,
 }
 
 impl Dialect {
@@ -22,8 +25,25 @@ impl Dialect {
         if below("/v1/messages") || below("/anthropic") {
             return Self::Anthropic;
         }
-        if below("/v1/models") && headers.contains_key("anthropic-version") {
-            return Self::Anthropic;
+        if below("/openai") {
+            return Self::Azure;
+        }
+        if path == "/" || below("/api") {
+            return Self::Ollama;
+        }
+        if below("/v1beta") {
+            return Self::Gemini;
+        }
+        if below("/v1/models") {
+            let keyed = uri.query().is_some_and(|q| q.split('&').any(|pair| pair.starts_with("key=")));
+            let google = ["x-goog-api-key", "x-goog-api-client"].iter().any(|name| headers.contains_key(*name));
+            if headers.contains_key("anthropic-version") {
+                return Self::Anthropic;
+            }
+            // Of the three only this one has verbs, and posts.
+            if google || keyed || path.contains(':') {
+                return Self::Gemini;
+            }
         }
         Self::OpenAi
     }
@@ -31,8 +51,8 @@ impl Dialect {
     /// The header that carries the identifier of a request back, beside `x-request-id`.
     pub fn id_header(self) -> Option<HeaderName> {
         match self {
-            Self::OpenAi => None,
             Self::Anthropic => Some(HeaderName::from_static("request-id")),
+            Self::OpenAi | Self::Azure | Self::Gemini | Self::Ollama => None,
         }
     }
 
@@ -40,6 +60,9 @@ impl Dialect {
     pub fn write(self, error: &ApiError, id: &str, response: Response) -> Response {
         let (status, body): (StatusCode, Value) = match self {
             Self::OpenAi => (error.status, openai::error_body(error)),
+            Self::Azure => (error.status, azure::error_body(error)),
+            Self::Gemini => (gemini::status(error), gemini::error_body(error)),
+            Self::Ollama => (error.status, ollama::error_body(error)),
             Self::Anthropic => (anthropic::status(error), anthropic::error_body(error, id)),
         };
         let (mut parts, _) = response.into_parts();
@@ -68,6 +91,13 @@ mod tests {
         assert_eq!(of("/v1/messages_x", None), Dialect::OpenAi);
         assert_eq!(of("/anthropic/v1/models", None), Dialect::Anthropic);
         assert_eq!(of("/v1/models", None), Dialect::OpenAi);
+        assert_eq!(of("/openai/deployments/x/chat/completions?api-version=1", None), Dialect::Azure);
+        assert_eq!(of("/api/chat", None), Dialect::Ollama);
+        assert_eq!(of("/", None), Dialect::Ollama);
+        assert_eq!(of("/v1beta/models/x:generateContent", None), Dialect::Gemini);
+        assert_eq!(of("/v1/models/x:generateContent", None), Dialect::Gemini);
+        assert_eq!(of("/v1/models", Some("x-goog-api-key")), Dialect::Gemini);
+        assert_eq!(of("/v1/models?pageSize=5&key=K", None), Dialect::Gemini);
         assert_eq!(of("/v1/models/x", Some("anthropic-version")), Dialect::Anthropic);
     }
 }

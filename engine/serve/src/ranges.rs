@@ -1,4 +1,4 @@
-//! Owns the checks of values that come from outside: numbers, token ids, stop texts. Errors name the field as it was sent.
+//! Owns the checks of values that come from outside: numbers, token ids, stop texts, seeds. Errors name the field as it was sent.
 //! Knows no API.
 
 use crate::app::Server;
@@ -77,9 +77,26 @@ pub fn stop_texts(param: &str, stops: &[String]) -> Result<Vec<String>, ApiError
     Ok(stops.to_vec())
 }
 
+/// The first choice has the request's seed; the others one that follows from it (the finaliser of SplitMix64).
+pub fn choice_seed(seed: u64, i: usize) -> u64 {
+    if i == 0 {
+        return seed;
+    }
+    let mut z = seed.wrapping_add((i as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn seeds_of_choices_differ_and_the_first_is_the_requests() {
+        let seeds: std::collections::HashSet<u64> = (0..128).map(|i| choice_seed(7, i)).collect();
+        assert_eq!((seeds.len(), choice_seed(7, 0)), (128, 7));
+    }
 
     #[test]
     fn ranges_hold_their_ends() {

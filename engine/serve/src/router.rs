@@ -7,44 +7,53 @@ use axum::extract::{Path, Request, State};
 use axum::http::{Method, StatusCode, Uri};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
 use axum::{Extension, Router};
 
 use crate::app::Server;
 use crate::dialect::Dialect;
 use crate::error::ApiError;
-use crate::{anthropic, openai, ops};
+use crate::{anthropic, azure, gemini, ollama, openai, ops};
 
 pub fn router(server: Arc<Server>) -> Router {
     let guarded = Router::new()
         .route("/v1/models", get(models))
-        .route("/v1/models/{*id}", get(model))
+        .route("/v1/models/{*id}", get(model).merge(post(gemini::act)))
         .merge(openai::routes())
+        .merge(azure::routes())
         .merge(anthropic::routes())
+        .merge(gemini::routes())
+        .merge(ollama::routes())
         .merge(ops::guarded_routes())
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed)
         .layer(from_fn_with_state(Arc::clone(&server), need_key));
-    ops::open_routes().method_not_allowed_fallback(method_not_allowed).merge(guarded).with_state(server)
+    ops::open_routes()
+        .merge(ollama::open_routes())
+        .method_not_allowed_fallback(method_not_allowed)
+        .merge(guarded)
+        .with_state(server)
 }
 
 /// Several APIs have their models here.
 async fn models(Extension(dialect): Extension<Dialect>, server: State<Arc<Server>>) -> Response {
     match dialect {
         Dialect::Anthropic => anthropic::models(server).await,
-        Dialect::OpenAi => openai::models(server).await,
+        Dialect::Gemini => gemini::models(server).await,
+        _ => openai::models(server).await,
     }
 }
 
 async fn model(Extension(dialect): Extension<Dialect>, server: State<Arc<Server>>, id: Path<String>) -> Response {
     match dialect {
         Dialect::Anthropic => anthropic::model(server, id).await.into_response(),
-        Dialect::OpenAi => openai::model(server, id).await.into_response(),
+        Dialect::Gemini => gemini::model(server, id).await.into_response(),
+        _ => openai::model(server, id).await.into_response(),
     }
 }
 
 async fn need_key(State(server): State<Arc<Server>>, request: Request, next: Next) -> Response {
-    if server.app.keys.admit(request.headers()) {
+    if server.app.keys.admit(request.headers(), request.uri().query()) {
         return next.run(request).await;
     }
     ApiError::unauthorized().into_response()

@@ -115,6 +115,7 @@ pub fn start(args: &Args, mut timeline: Timeline, random: (u64, u64)) -> Result<
     if !args.served_model_name.is_empty() {
         app.names.clone_from(&args.served_model_name);
     }
+    app.aliases.clone_from(&args.alias);
     app.keys = Keys::new(args.api_key.iter().map(String::as_str));
     app.defaults = defaults;
     app.drain_timeout = args.drain_timeout;

@@ -37,6 +37,13 @@ impl Turns {
         self.text("assistant", text);
     }
 
+    /// What the assistant thought, for templates that show it again.
+    pub fn reasoning(&mut self, text: &str) {
+        let turn = self.assistant_turn();
+        let before = turn.extra.get("reasoning_content").and_then(Value::as_str).unwrap_or_default().to_owned();
+        turn.extra.insert("reasoning_content".into(), (before + text).into());
+    }
+
     /// A call that the assistant made.
     pub fn call(&mut self, id: &str, name: &str, arguments: &Value) {
         self.names.insert(id.to_owned(), name.to_owned());
@@ -61,6 +68,11 @@ impl Turns {
         self.open.retain(|open| open != id);
         self.messages.push(message);
         Ok(())
+    }
+
+    /// The oldest call of this name whose result has not come: APIs whose calls may lack identifiers name the tool.
+    pub fn open_call(&self, name: &str) -> Option<String> {
+        self.open.iter().find(|id| self.names.get(*id).is_some_and(|n| n == name)).cloned()
     }
 
     /// A call without a result.
@@ -129,11 +141,11 @@ mod tests {
         assert_eq!(turns.result("1", "y"), Err(NoSuchCall));
         turns.call("1", "f", &json!({}));
         turns.call("2", "f", &json!({}));
-        assert_eq!(turns.unanswered(), Some("1"));
+        assert_eq!((turns.unanswered(), turns.open_call("f").as_deref()), (Some("1"), Some("1")));
         turns.result("1", "y").unwrap();
-        assert_eq!(turns.unanswered(), Some("2"));
+        assert_eq!((turns.unanswered(), turns.open_call("f").as_deref()), (Some("2"), Some("2")));
         turns.result("2", "y").unwrap();
-        assert_eq!(turns.unanswered(), None);
+        assert_eq!((turns.unanswered(), turns.open_call("f")), (None, None));
     }
 
     #[test]

@@ -11,9 +11,8 @@ use crate::server::{Options, Running, chat};
 fn unknown_routes_and_methods_are_errors_of_the_api() {
     let server = Running::new();
     for (method, path, status) in [
-        ("GET", "/", 404),
         ("GET", "/v1/nothing", 404),
-        ("POST", "/v1/embeddings", 404),
+        ("POST", "/v1/embeddings", 400),
         ("GET", "/v1/chat/completions", 405),
         ("DELETE", "/v1/models", 405),
         ("POST", "/health", 405),
@@ -61,6 +60,7 @@ fn keys_guard_every_route_but_health() {
         [("authorization", "bearer two")],
         [("x-api-key", "two")],
         [("api-key", "one")],
+        [("x-goog-api-key", "one")],
     ] {
         assert_eq!(request(server.at, "GET", "/v1/models", &headers, b"").status, 200, "{headers:?}");
     }

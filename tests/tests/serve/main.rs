@@ -2,10 +2,13 @@
 //! hashes, so that a test says what the server does and not what a model says.
 
 mod anthropic;
+mod azure;
 mod chat;
 mod completions;
 mod door;
 mod format;
+mod gemini;
 mod input;
 mod life;
+mod ollama;
 mod server;

@@ -6,12 +6,12 @@ use dualgauge_models::Conversation;
 use serde_json::Value;
 
 use super::messages::{messages, tools};
-use super::sampling::{choice_seed, sampling};
+use super::sampling::sampling;
 use super::types::{Chat, Common, Completion, Prompts};
 use super::{ApiError, format};
 use crate::app::Server;
 
-use crate::ranges::{integer, max_tokens, stop_texts, token_ids};
+use crate::ranges::{choice_seed, integer, max_tokens, stop_texts, token_ids};
 use crate::run::refuse_hopeless;
 
 /// Most choices of one request, over all its prompts.

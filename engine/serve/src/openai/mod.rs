@@ -11,7 +11,8 @@ mod types;
 
 use crate::error::ApiError;
 
-pub(crate) use routes::{model, models, routes};
+pub(crate) use convert::Shape;
+pub(crate) use routes::{embed, generate, model, models, routes};
 
 /// An error as the API writes it, whole or as an event of a stream.
 pub(crate) fn error_body(error: &ApiError) -> serde_json::Value {

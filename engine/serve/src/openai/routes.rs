@@ -6,7 +6,7 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
-use axum::routing::post;
+use axum::routing::{get, post};
 use dualgauge::{Generation, Prompt};
 use dualgauge_models::Conversation;
 use serde_json::{Value, json};
@@ -21,12 +21,20 @@ use crate::ranges::token_ids;
 use crate::run::accept;
 use crate::stream::Choices;
 
+/// Below `/v1`, and below the base that clouds serve the same API at. `/v1/models` is shared with other APIs.
 pub fn routes() -> Router<Arc<Server>> {
-    Router::new()
-        .route("/v1/chat/completions", post(chat_completions))
-        .route("/v1/completions", post(completions))
+    let mut router = Router::new()
+        .route("/openai/v1/models", get(models))
+        .route("/openai/v1/models/{*id}", get(model))
         .route("/tokenize", post(tokenize))
-        .route("/detokenize", post(detokenize))
+        .route("/detokenize", post(detokenize));
+    for base in ["/v1", "/openai/v1"] {
+        router = router
+            .route(&format!("{base}/chat/completions"), post(chat_completions))
+            .route(&format!("{base}/completions"), post(completions))
+            .route(&format!("{base}/embeddings"), post(embeddings));
+    }
+    router
 }
 
 pub async fn models(State(server): State<Arc<Server>>) -> Response {
@@ -52,15 +60,35 @@ fn model_entry(server: &Server, name: &str) -> Value {
 }
 
 async fn chat_completions(State(server): State<Arc<Server>>, body: Body) -> Result<Response, ApiError> {
-    generate(server, body, Shape::Chat).await
+    generate(server, body, Shape::Chat, None).await
 }
 
 async fn completions(State(server): State<Arc<Server>>, body: Body) -> Result<Response, ApiError> {
-    generate(server, body, Shape::Completion).await
+    generate(server, body, Shape::Completion, None).await
 }
 
-async fn generate(server: Arc<Server>, body: Body, shape: Shape) -> Result<Response, ApiError> {
-    let submit = move |server: &Server, body: &[u8]| submit(server, body, shape);
+async fn embeddings(State(server): State<Arc<Server>>, body: Body) -> Result<Response, ApiError> {
+    embed(server, body, None).await
+}
+
+/// Refuses: the served model generates. `model` stands before the body's.
+pub async fn embed(server: Arc<Server>, body: Body, model: Option<String>) -> Result<Response, ApiError> {
+    accept(&server, body, move |server, body| {
+        let common: Common = parse(body)?;
+        let name = server.model(model.as_deref().or(common.model.as_deref()))?;
+        Err(ApiError::unsupported("model", format!("The model '{name}' makes no embeddings.")))
+    })
+    .await
+}
+
+/// Answers a chat or a completion. `model` stands before the body's.
+pub async fn generate(
+    server: Arc<Server>,
+    body: Body,
+    shape: Shape,
+    model: Option<String>,
+) -> Result<Response, ApiError> {
+    let submit = move |server: &Server, body: &[u8]| submit(server, body, shape, model);
     let Accepted { reply, choices, generations, stream } = accept(&server, body, submit).await?;
     let pieces = Choices::new(generations);
     if stream { stream::events(reply, choices, pieces).await } else { stream::whole(reply, choices, pieces).await }
@@ -74,8 +102,9 @@ struct Accepted {
     stream: bool,
 }
 
-fn submit(server: &Server, body: &[u8], shape: Shape) -> Result<Accepted, ApiError> {
-    let common: Common = parse(body)?;
+fn submit(server: &Server, body: &[u8], shape: Shape, model: Option<String>) -> Result<Accepted, ApiError> {
+    let mut common: Common = parse(body)?;
+    common.model = model.or(common.model);
     let model = server.model(common.model.as_deref())?.to_owned();
     let mut job = match shape {
         Shape::Chat => convert::chat(server, common, parse::<Chat>(body)?)?,

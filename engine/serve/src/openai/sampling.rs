@@ -69,26 +69,9 @@ fn logit_bias(biases: Option<&BTreeMap<String, f64>>, vocab: usize) -> Result<BT
     Ok(checked)
 }
 
-/// The first choice has the request's seed; the others one that follows from it (the finaliser of SplitMix64).
-pub fn choice_seed(seed: u64, i: usize) -> u64 {
-    if i == 0 {
-        return seed;
-    }
-    let mut z = seed.wrapping_add((i as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15));
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn seeds_of_choices_differ_and_the_first_is_the_requests() {
-        let seeds: std::collections::HashSet<u64> = (0..128).map(|i| choice_seed(7, i)).collect();
-        assert_eq!((seeds.len(), choice_seed(7, 0)), (128, 7));
-    }
 
     #[test]
     fn biases_are_bounded() {
