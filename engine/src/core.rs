@@ -2,6 +2,7 @@
 //! those who have a loop of their own; [`crate::Engine`] is this on a thread.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Duration;
 
 use dualgauge_kernels::Backend;
 use dualgauge_models::{Model, ModelSpec};
@@ -9,6 +10,7 @@ use dualgauge_models::{Model, ModelSpec};
 use crate::config::EngineConfig;
 use crate::kv::KvBlocks;
 use crate::metrics::Stats;
+use crate::pace::Pace;
 use crate::request::{Event, Rejected, Request, Usage};
 use crate::runner::Runner;
 use crate::scheduler::{Scheduler, SchedulerBudget};
@@ -20,6 +22,7 @@ use crate::{Error, check};
 /// is aborted.
 pub struct Core {
     scheduler: Scheduler,
+    pace: Pace,
     kv: KvBlocks,
     runner: Runner,
     spec: ModelSpec,
@@ -43,6 +46,10 @@ pub struct Step {
     pub events: Vec<(RequestId, Event)>,
     /// Requests that ran for the first time, and how many of their prompt tokens were cached.
     pub admitted: Vec<(RequestId, usize)>,
+    /// Sequences that computed one token each.
+    pub generating: usize,
+    /// Tokens computed of the others.
+    pub prompt_tokens: usize,
     /// The step failed; its requests are tried again, or are among the events.
     pub failed: Option<String>,
     /// The device is gone and all requests are among the events.
@@ -71,6 +78,7 @@ impl Core {
         };
         Ok(Self {
             scheduler: Scheduler::new(budget),
+            pace: Pace::default(),
             kv,
             spec: model.spec().clone(),
             runner: Runner::new(backend, model, config.max_programs),
@@ -126,15 +134,23 @@ impl Core {
     /// Plans, runs, samples and commits one step; `None` when there is nothing to do. A panic on the way is a failed
     /// step.
     pub fn step(&mut self) -> Option<Step> {
-        let plan = self.scheduler.plan(&mut self.kv, self.runner.limits())?;
+        let plan = self.scheduler.plan(&mut self.kv, self.runner.limits(), &self.pace)?;
         self.counts.steps += 1;
         for (id, cached) in &plan.admitted {
             let s = self.scheduler.get(*id).expect("admitted sequences exist: this is a bug");
             self.counts.prefix_queries += s.prompt_tokens() as u64;
             self.counts.prefix_hits += *cached as u64;
         }
+<<<<<<< HEAD
         let mut step = Step { admitted: plan.admitted.clone(), ..Step::default() };
         let (runner, scheduler) = (&mut self.runner, &mut self.scheduler);
+=======
+        let prompts = plan.chunks.iter().map(|c| c.positions.len()).filter(|len| *len > 1);
+        let (reading, prompt_tokens) = prompts.fold((0, 0), |(n, tokens), len| (n + 1, tokens + len));
+        let generating = plan.chunks.len() - reading;
+        let mut step = Step { admitted: plan.admitted.clone(), generating, prompt_tokens, ..Step::default() };
+        let (runner, scheduler) = (&mut self.runner, &self.scheduler);
+>>>>>>> 16881d2 (Prompts go at the pace of those who generate: their part of a step takes as long as the others' part)
         let ran = catch_unwind(AssertUnwindSafe(|| runner.run(&plan, scheduler)));
         let (reason, fatal) = match ran {
             Ok(Ok(sampled)) => {
@@ -153,6 +169,14 @@ impl Core {
             step.failed = Some(reason);
         }
         Some(step)
+    }
+
+    /// Tells how long a step took, so that later ones take along no more prompt tokens than those who wait for their
+    /// next token can bear. An engine that is never told fills every step.
+    pub fn took(&mut self, step: &Step, elapsed: Duration) {
+        if step.failed.is_none() && step.lost.is_none() {
+            self.pace.observe(step.generating, step.prompt_tokens, elapsed);
+        }
     }
 
     /// Ends every request with [`Event::Failed`].

@@ -14,6 +14,7 @@ mod grammar;
 mod kv;
 mod metrics;
 mod owner;
+mod pace;
 mod philox;
 mod request;
 mod runner;

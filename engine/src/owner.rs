@@ -180,8 +180,10 @@ impl Owner {
             if self.core.is_idle() && self.disconnected {
                 return;
             }
+            let begin = Instant::now();
             match self.core.step() {
                 Some(step) => {
+                    self.core.took(&step, begin.elapsed());
                     // Before the events: who has seen one finds it counted.
                     self.publish();
                     self.deliver(step);

@@ -3,7 +3,7 @@
 //! of arithmetic. Pure: no clock, no device; what a device restricts is data ([`Limits`]).
 //!
 //! Order: sequences that lack one token (they generate) come first, so that long prompts do not hold them up. The rest
-//! of the budget goes to prompts: half to the oldest, so that it always moves, half to the shortest of the others, so
+//! of the budget, as far as [`Pace`] allows it beside them, goes to prompts: half to the oldest, so that it always moves, half to the shortest of the others, so
 //! that a short prompt does not wait for a long one. When blocks run out the youngest sequence gives its own back and
 //! is computed again later.
 
@@ -13,6 +13,7 @@ use dualgauge_kernels::Limits;
 
 use crate::grammar::{GrammarState, MaskCost};
 use crate::kv::KvBlocks;
+use crate::pace::Pace;
 use crate::request::{Event, FinishReason, Usage};
 use crate::sequence::{Chunk, RequestId, Sampled, Sequence};
 
@@ -99,13 +100,17 @@ impl Scheduler {
     }
 
     /// What to compute next; `None` when there is nothing to do.
-    pub fn plan(&mut self, kv: &mut KvBlocks, limits: &Limits) -> Option<Plan> {
+    pub fn plan(&mut self, kv: &mut KvBlocks, limits: &Limits, pace: &Pace) -> Option<Plan> {
         let mut plan = Plan { left: self.budget.tokens, rows_left: self.budget.logit_rows, ..Plan::default() };
         if let Some(id) = self.suspects.first().copied() {
             // When it has to give up its own blocks it is let in again, alone if need be.
             while !self.fill(kv, &mut plan, id, usize::MAX) {}
         } else if limits.mixed {
             self.decode(kv, &mut plan);
+            let generating = plan.chunks.len();
+            if generating > 0 {
+                plan.left = plan.left.min(pace.prompt_tokens(generating, self.sequences.len() - generating));
+            }
             self.prefill(kv, limits, &mut plan);
         } else if self.prefill_next {
             self.prefill(kv, limits, &mut plan);

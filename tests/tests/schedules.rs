@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Duration;
 
 use dualgauge::{
     Core, Counters, EngineConfig, Event, FinishReason, Request, RequestId, Sampling, Stats, Token, TokenLogprobs, Usage,
@@ -95,6 +96,8 @@ struct Case {
     round_to: usize,
     fail_launch_every: Option<u64>,
     fail_wait_every: Option<u64>,
+    /// Steps are said to take times that make no sense.
+    paced: bool,
     /// Step of arrival, request, step of abortion.
     requests: Vec<(usize, Request, Option<usize>)>,
 }
@@ -134,7 +137,8 @@ impl Case {
         });
         let requests = requests.collect();
         let round_to = *random.pick(&[1, 1, 8]);
-        Self { config, limits, round_to, fail_launch_every: every(random), fail_wait_every: every(random), requests }
+        let (fail_launch_every, fail_wait_every) = (every(random), every(random));
+        Self { config, limits, round_to, fail_launch_every, fail_wait_every, paced: random.flip(), requests }
     }
 
     fn null(&self) -> Box<dyn Backend> {
@@ -170,6 +174,9 @@ impl Case {
             let step = core.step();
             core.verify().unwrap();
             let idle = step.is_none();
+            if let Some(step) = step.as_ref().filter(|_| self.paced) {
+                core.took(step, Duration::from_micros(now as u64 * 7919 % 5003));
+            }
             for (id, event) in step.into_iter().flat_map(|s| s.events) {
                 assert!(!aborted.contains(&id), "an event of an aborted request");
                 answers.get_mut(&id).expect("known").1.take(event);
@@ -391,4 +398,27 @@ fn a_long_prompt_does_not_hold_up_those_who_generate() {
         let step = core.step().unwrap();
         assert!(step.events.iter().any(|(id, e)| *id == talker && matches!(e, Event::Token(_))), "{step:?}");
     }
+}
+
+#[test]
+fn prompts_take_no_more_time_than_those_who_generate() {
+    let mut core = roomy(None);
+    let sampling = Sampling { max_tokens: Some(60), ignore_eos: true, ..Sampling::default() };
+    for _ in 0..4 {
+        core.add(Request::new(vec![5; 64], sampling.clone())).unwrap();
+    }
+    // A millisecond a prompt token, 40 for a step that only generates.
+    let read = core.step().unwrap();
+    assert_eq!((read.generating, read.prompt_tokens), (0, 256));
+    core.took(&read, Duration::from_millis(256));
+    let generated = core.step().unwrap();
+    assert_eq!((generated.generating, generated.prompt_tokens), (4, 0));
+    core.took(&generated, Duration::from_millis(40));
+    core.add(long(&sampling)).unwrap();
+    let both = core.step().unwrap();
+    assert_eq!((both.generating, both.prompt_tokens), (4, 40));
+    // Eight readers beside four: twice as much.
+    (0..7).for_each(|_| drop(core.add(long(&sampling)).unwrap()));
+    let crowd = core.step().unwrap();
+    assert_eq!((crowd.generating, crowd.prompt_tokens), (4, 80));
 }

@@ -1,0 +1,111 @@
+//! Owns how many prompt tokens a step may take along while other sequences generate, so that a long prompt does not hold
+//! up those streams. Learns from what steps took; holds no clock. What it decides changes when tokens are computed, never
+//! which: a step's cut does not change its results.
+//!
+//! Rule: the prompts' part of a step may take as long as the generating sequences' part, times the sequences that still
+//! read their prompt for each one that generates. So gaps between tokens stay under about twice the plain ones when few
+//! prompts arrive, and a crowd of new prompts is not starved by a few old streams.
+
+use std::time::Duration;
+
+/// Fewer tokens would read all the weights for next to nothing.
+const LEAST_TOKENS: usize = 16;
+/// Weight of the newest step in what is remembered.
+const NEWEST: f64 = 0.125;
+/// A step that took longer than this many times the usual one tells of the machine, not of the model.
+const SURPRISE: f64 = 4.0;
+
+#[derive(Clone, Debug, Default)]
+pub struct Pace {
+    /// Seconds of a step without prompts, by the binary logarithm of its generating sequences.
+    generate: [Option<f64>; 16],
+    /// Seconds a prompt token adds to a step.
+    prompt_token: Option<f64>,
+}
+
+impl Pace {
+    /// Most prompt tokens in a step beside `generating` sequences, when `reading` sequences have not read their prompts
+    /// to the end.
+    pub fn prompt_tokens(&self, generating: usize, reading: usize) -> usize {
+        let (Some(step), Some(token)) = (self.generate(generating), self.prompt_token) else { return usize::MAX };
+        let crowd = (reading as f64 / generating as f64).max(1.0);
+        // Saturates where a token costs nothing.
+        ((step / token * crowd) as usize).max(LEAST_TOKENS)
+    }
+
+    /// Remembers a step of `generating` sequences and `prompt_tokens` that took `elapsed`.
+    pub fn observe(&mut self, generating: usize, prompt_tokens: usize, elapsed: Duration) {
+        let seconds = elapsed.as_secs_f64();
+        if prompt_tokens == 0 && generating > 0 {
+            remember(&mut self.generate[bucket(generating)], seconds);
+        } else if prompt_tokens >= LEAST_TOKENS {
+            let beside = self.generate(generating).filter(|_| generating > 0).unwrap_or(0.0);
+            // What was learnt with fewer sequences or shorter contexts may be too much by now.
+            remember(&mut self.prompt_token, (seconds - beside).max(seconds / 4.0) / prompt_tokens as f64);
+        }
+    }
+
+    /// Of the nearest number of sequences that was seen.
+    fn generate(&self, generating: usize) -> Option<f64> {
+        let wanted = bucket(generating.max(1));
+        let known = self.generate.iter().enumerate().filter_map(|(i, seconds)| Some((i, (*seconds)?)));
+        known.min_by_key(|(i, _)| i.abs_diff(wanted)).map(|(_, seconds)| seconds)
+    }
+}
+
+fn bucket(generating: usize) -> usize {
+    (generating.ilog2() as usize).min(15)
+}
+
+fn remember(held: &mut Option<f64>, seconds: f64) {
+    *held = Some(match *held {
+        Some(usual) => usual + NEWEST * (seconds.min(usual * SURPRISE) - usual),
+        None => seconds,
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ms(n: u64) -> Duration {
+        Duration::from_millis(n)
+    }
+
+    #[test]
+    fn without_experience_nothing_is_held_back() {
+        let mut pace = Pace::default();
+        assert_eq!(pace.prompt_tokens(4, 1), usize::MAX);
+        pace.observe(4, 0, ms(10));
+        assert_eq!(pace.prompt_tokens(4, 1), usize::MAX);
+    }
+
+    #[test]
+    fn prompts_get_the_time_that_generating_takes() {
+        let mut pace = Pace::default();
+        pace.observe(16, 0, ms(20));
+        pace.observe(0, 512, ms(256)); // half a millisecond a token
+        assert_eq!(pace.prompt_tokens(16, 1), 40);
+        assert_eq!(pace.prompt_tokens(16, 32), 80, "two that read for each that generates");
+        assert_eq!(pace.prompt_tokens(1, 512), 20480, "a crowd");
+        // Beside sequences that generate only the rest is the prompt's.
+        let mut pace = Pace::default();
+        pace.observe(16, 0, ms(20));
+        pace.observe(16, 40, ms(60));
+        assert_eq!(pace.prompt_tokens(16, 1), 20);
+    }
+
+    #[test]
+    fn a_token_that_costs_nothing_and_a_step_that_hangs_break_nothing() {
+        let mut pace = Pace::default();
+        pace.observe(1, 0, ms(8));
+        pace.observe(0, 64, ms(0));
+        assert_eq!(pace.prompt_tokens(1, 1), usize::MAX);
+        let mut pace = Pace::default();
+        pace.observe(1, 0, ms(8));
+        pace.observe(0, 64, ms(64));
+        pace.observe(1, 0, ms(100_000));
+        let now = pace.prompt_tokens(1, 1);
+        assert!((8..=16).contains(&now), "a surprise counts as four usual steps, an eighth of them: {now}");
+    }
+}
