@@ -3,16 +3,18 @@
 //! which: a step's cut does not change its results.
 //!
 //! Rule: the prompts' part of a step may take as long as the generating sequences' part, so that gaps between tokens stay
-//! under about twice the plain ones. It does not hold for a crowd: while one sequence still reads its prompt for every two
-//! that generate, full steps serve more people sooner. (32 requests at once, SmolLM2-135M on 2 cores: held back from the
-//! first token on they gave 490 tok/s, unbounded 731.)
+//! under about twice the plain ones. It does not hold for a crowd: while two sequences still read their prompts for each
+//! one that generates, full steps serve more people sooner.
 
 use std::time::Duration;
 
 /// Fewer tokens would read all the weights for next to nothing.
 const LEAST_TOKENS: usize = 16;
-/// Sequences that generate for one that reads, up to which the readers are a crowd.
+/// Sequences that read for one that generates, from which on the readers are a crowd.
 const CROWD: usize = 2;
+/// A step tells what a prompt token costs when it has this many of them for one that is generated; one with fewer tells
+/// what generating costs.
+const MOSTLY_PROMPT: usize = 8;
 /// Weight of the newest step in what is remembered.
 const NEWEST: f64 = 0.125;
 /// A step that took longer than this many times the usual one tells of the machine, not of the model.
@@ -20,8 +22,8 @@ const SURPRISE: f64 = 4.0;
 
 #[derive(Clone, Debug, Default)]
 pub struct Pace {
-    /// Seconds of a step without prompts, by the binary logarithm of its generating sequences.
-    generate: [Option<f64>; 16],
+    /// Seconds that a number of generating sequences takes, and that number, by its binary logarithm.
+    generate: [Option<(usize, f64)>; 16],
     /// Seconds a prompt token adds to a step.
     prompt_token: Option<f64>,
 }
@@ -31,7 +33,7 @@ impl Pace {
     /// to the end.
     pub fn prompt_tokens(&self, generating: usize, reading: usize) -> usize {
         let (Some(step), Some(token)) = (self.generate(generating), self.prompt_token) else { return usize::MAX };
-        if reading * CROWD >= generating {
+        if reading >= CROWD * generating {
             return usize::MAX;
         }
         // Saturates where a token costs nothing.
@@ -41,20 +43,26 @@ impl Pace {
     /// Remembers a step of `generating` sequences and `prompt_tokens` that took `elapsed`.
     pub fn observe(&mut self, generating: usize, prompt_tokens: usize, elapsed: Duration) {
         let seconds = elapsed.as_secs_f64();
-        if prompt_tokens == 0 && generating > 0 {
-            remember(&mut self.generate[bucket(generating)], seconds);
-        } else if prompt_tokens >= LEAST_TOKENS {
-            let beside = self.generate(generating).filter(|_| generating > 0).unwrap_or(0.0);
-            // What was learnt with fewer sequences or shorter contexts may be too much by now.
-            remember(&mut self.prompt_token, (seconds - beside).max(seconds / 4.0) / prompt_tokens as f64);
+        // What is known of the other part may be too much by now: a quarter is left at least.
+        if prompt_tokens >= LEAST_TOKENS.max(MOSTLY_PROMPT * generating) {
+            let others = self.generate(generating).filter(|_| generating > 0).unwrap_or(0.0);
+            remember(&mut self.prompt_token, (seconds - others).max(seconds / 4.0) / prompt_tokens as f64);
+        } else if generating > 0 && (prompt_tokens == 0 || self.prompt_token.is_some()) {
+            let others = self.prompt_token.unwrap_or(0.0) * prompt_tokens as f64;
+            let held = &mut self.generate[bucket(generating)];
+            let mut usual = held.map(|(_, seconds)| seconds);
+            remember(&mut usual, (seconds - others).max(seconds / 4.0));
+            *held = usual.map(|usual| (generating, usual));
         }
     }
 
-    /// Of the nearest number of sequences that was seen.
+    /// Of the nearest number of sequences that was seen; each of the difference costs about what a prompt token does.
     fn generate(&self, generating: usize) -> Option<f64> {
         let wanted = bucket(generating.max(1));
-        let known = self.generate.iter().enumerate().filter_map(|(i, seconds)| Some((i, (*seconds)?)));
-        known.min_by_key(|(i, _)| i.abs_diff(wanted)).map(|(_, seconds)| seconds)
+        let known = self.generate.iter().enumerate().filter_map(|(i, known)| Some((i, (*known)?)));
+        let (_, (known, seconds)) = known.min_by_key(|(i, _)| i.abs_diff(wanted))?;
+        let difference = (generating as f64 - known as f64) * self.prompt_token.unwrap_or(0.0);
+        Some((seconds + difference).max(seconds / 4.0))
     }
 }
 
@@ -91,13 +99,17 @@ mod tests {
         pace.observe(16, 0, ms(20));
         pace.observe(0, 512, ms(256)); // half a millisecond a token
         assert_eq!(pace.prompt_tokens(16, 1), 40);
-        assert_eq!(pace.prompt_tokens(16, 7), 40);
-        assert_eq!(pace.prompt_tokens(16, 8), usize::MAX, "a crowd");
+        assert_eq!(pace.prompt_tokens(16, 31), 40);
+        assert_eq!(pace.prompt_tokens(16, 32), usize::MAX, "a crowd");
+        assert_eq!(pace.prompt_tokens(24, 1), 48, "eight sequences more, half a millisecond each");
         // Beside sequences that generate only the rest is the prompt's.
         let mut pace = Pace::default();
-        pace.observe(16, 0, ms(20));
-        pace.observe(16, 40, ms(60));
-        assert_eq!(pace.prompt_tokens(16, 1), 20);
+        pace.observe(4, 0, ms(20));
+        pace.observe(4, 40, ms(60));
+        assert_eq!(pace.prompt_tokens(4, 1), 20);
+        // And of a step with a few prompt tokens the rest is the others'.
+        pace.observe(16, 20, ms(60));
+        assert_eq!(pace.prompt_tokens(16, 1), 40);
     }
 
     #[test]

@@ -417,8 +417,8 @@ fn prompts_take_no_more_time_than_those_who_generate() {
     core.add(long(&sampling)).unwrap();
     let both = core.step().unwrap();
     assert_eq!((both.generating, both.prompt_tokens), (4, 40));
-    // Two readers beside four are a crowd: the step is full.
-    core.add(long(&sampling)).unwrap();
+    // Eight readers beside four are a crowd: the step is full.
+    (0..7).for_each(|_| drop(core.add(long(&sampling)).unwrap()));
     let crowd = core.step().unwrap();
     assert_eq!((crowd.generating, crowd.prompt_tokens), (4, core.plan().max_num_batched_tokens - 4));
 }
