@@ -141,16 +141,11 @@ impl Core {
             self.counts.prefix_queries += s.prompt_tokens() as u64;
             self.counts.prefix_hits += *cached as u64;
         }
-<<<<<<< HEAD
-        let mut step = Step { admitted: plan.admitted.clone(), ..Step::default() };
-        let (runner, scheduler) = (&mut self.runner, &mut self.scheduler);
-=======
         let prompts = plan.chunks.iter().map(|c| c.positions.len()).filter(|len| *len > 1);
         let (reading, prompt_tokens) = prompts.fold((0, 0), |(n, tokens), len| (n + 1, tokens + len));
         let generating = plan.chunks.len() - reading;
         let mut step = Step { admitted: plan.admitted.clone(), generating, prompt_tokens, ..Step::default() };
-        let (runner, scheduler) = (&mut self.runner, &self.scheduler);
->>>>>>> 16881d2 (Prompts go at the pace of those who generate: their part of a step takes as long as the others' part)
+        let (runner, scheduler) = (&mut self.runner, &mut self.scheduler);
         let ran = catch_unwind(AssertUnwindSafe(|| runner.run(&plan, scheduler)));
         let (reason, fatal) = match ran {
             Ok(Ok(sampled)) => {
