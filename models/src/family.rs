@@ -33,6 +33,7 @@ pub const FAMILIES: &[Family] = &[
     families::gemma::GEMMA,
     families::gemma::GEMMA2,
     families::gemma::GEMMA3,
+    families::gemma4::FAMILY,
     families::glm4::FAMILY,
     families::glm4_moe::FAMILY,
     families::gpt2::FAMILY,

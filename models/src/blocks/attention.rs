@@ -23,6 +23,8 @@ pub struct AttentionOptions {
     pub qk_norm: QkNorm,
     /// Queries and keys are normed after the rotation, not before it.
     pub norm_rotated: bool,
+    /// Each head of values has a norm without a gain.
+    pub v_norm: bool,
     pub norm_eps: f32,
     /// `None` for layers without positions.
     pub rope: Option<RopeSpec>,
@@ -45,6 +47,8 @@ pub struct AttentionOptions {
 pub enum Projections {
     /// A matrix each.
     Split,
+    /// A matrix for queries, and one for keys, which are values, too, before they are normed and rotated.
+    KeysAreValues,
     /// One matrix of this name: query rows, key rows, value rows.
     Fused(&'static str),
     /// The same, stored `[in, out]`.
@@ -96,6 +100,7 @@ impl AttentionOptions {
             out_bias: config.attention_bias,
             qk_norm: QkNorm::None,
             norm_rotated: false,
+            v_norm: false,
             norm_eps: config.norm_eps,
             rope: Some(rope),
             scale: (config.head_dim as f32).sqrt().recip(),
@@ -139,6 +144,10 @@ impl Attention {
             Projections::Split => {
                 Qkv::Split { q: load(names.q, q_width)?, k: load(names.k, kv_width)?, v: load(names.v, kv_width)? }
             }
+            Projections::KeysAreValues => {
+                let (q, k) = (load(names.q, q_width)?, load(names.k, kv_width)?);
+                Qkv::Split { q, k, v: k }
+            }
             Projections::Fused(name) | Projections::ByHead(name) => Qkv::Fused(load(name, q_width + 2 * kv_width)?),
             Projections::FusedColumns(name) => {
                 Qkv::Fused(Linear::load_columns(loader, &part(name), q_width + 2 * kv_width, o.hidden, o.bias)?)
@@ -176,6 +185,10 @@ impl Part for Attention {
         let tokens = g.shape().tokens;
         let heads = |x, heads| g.reshape(x, [tokens, heads, o.head_dim]);
         let (q, k, v) = match (&self.qkv, o.projections) {
+            (Qkv::Split { q, k, .. }, Projections::KeysAreValues) => {
+                let k = k.forward(g, x);
+                (q.forward(g, x), k, k)
+            }
             (Qkv::Split { q, k, v }, _) => (q.forward(g, x), k.forward(g, x), v.forward(g, x)),
             (Qkv::Fused(all), Projections::ByHead(_)) => {
                 let all = g.reshape(all.forward(g, x), [tokens, o.heads, 3 * o.head_dim]);
@@ -193,6 +206,7 @@ impl Part for Attention {
             _ => (q, k),
         };
         let (q, k, v) = (heads(q, o.heads), heads(k, o.kv_heads), heads(v, o.kv_heads));
+        let v = if o.v_norm { g.rms_norm(v, None, 0.0, o.norm_eps) } else { v };
         let rotated = |(q, k)| match o.rope {
             Some(rope) => (g.rope(q, rope), g.rope(k, rope)),
             None => (q, k),

@@ -39,6 +39,15 @@ impl Part for () {
     }
 }
 
+/// What a decoder does beside the parts of its layers.
+pub trait Besides: Send {
+    /// Once a step, of the embedded tokens `[tokens, hidden]`: what [`Self::after`] is given.
+    fn begin(&self, g: &Recorder, embedded: Value) -> Value;
+
+    /// What layer `layer` returns, `[tokens, hidden]`, made of what its parts returned.
+    fn after(&self, g: &Recorder, layer: usize, x: Value, begun: Value) -> Value;
+}
+
 /// The two parts of a layer: the one that looks at other tokens, the one that thinks about each.
 pub type Parts = (Box<dyn Part>, Box<dyn Part>);
 
@@ -154,6 +163,7 @@ pub struct Decoder {
     layers: Vec<Layer>,
     norm: Norm,
     head: Linear,
+    besides: Option<Box<dyn Besides>>,
     options: DecoderOptions,
 }
 
@@ -177,8 +187,22 @@ impl Decoder {
         loader: &mut Loader<'a>,
         family: &'static str,
         o: &DecoderOptions,
-        mut parts: impl FnMut(&mut Loader<'a>, usize, &str) -> Result<Parts>,
+        parts: impl FnMut(&mut Loader<'a>, usize, &str) -> Result<Parts>,
     ) -> Result<Box<dyn Model>> {
+        Ok(Box::new(Self::build(c, loader, family, o, parts)?))
+    }
+
+    /// As [`Self::load`], to be given [`Self::besides`].
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub fn build<'a>(
+        c: &Config,
+        loader: &mut Loader<'a>,
+        family: &'static str,
+        o: &DecoderOptions,
+        mut parts: impl FnMut(&mut Loader<'a>, usize, &str) -> Result<Parts>,
+    ) -> Result<Self> {
         let embed = loader.matrix(&format!("{}.weight", o.names.embed), c.vocab, c.hidden)?;
         let positions = o.names.positions;
         let positions = positions.map(|name| loader.matrix(&format!("{name}.weight"), c.context, c.hidden));
@@ -203,7 +227,12 @@ impl Decoder {
         let kv_layers = layers.iter().flat_map(|l| [l.attention.kv(), l.feed.kv()]).flatten().collect();
         let state_layers = layers.iter().flat_map(|l| [l.attention.states(), l.feed.states()]).flatten().collect();
         let spec = ModelSpec { kv_layers, state_layers, ..ModelSpec::of(c, family, loader) };
-        Ok(Box::new(Self { spec, embed, positions, layers, norm, head, options: *o }))
+        Ok(Self { spec, embed, positions, layers, norm, head, besides: None, options: *o })
+    }
+
+    /// The same model, which also does this.
+    pub fn besides(self, besides: Box<dyn Besides>) -> Self {
+        Self { besides: Some(besides), ..self }
     }
 
     /// Layers of attention and feed-forward, whose options `options` makes of the layer's index and the usual attention.
@@ -255,6 +284,7 @@ impl Model for Decoder {
         if let Some(table) = self.positions {
             x = g.add(x, g.embed(g.positions(), table));
         }
+        let besides = self.besides.as_ref().map(|besides| (besides, besides.begin(g, x)));
         for (i, l) in self.layers.iter().enumerate() {
             let _scope = g.layer(i);
             let seen = normed(g, &l.before_attention, x);
@@ -271,6 +301,9 @@ impl Model for Decoder {
             };
             let thought = normed(g, &l.after_feed, l.feed.forward(g, input));
             x = g.add(known, scaled(g, thought, o.residual_scale));
+            if let Some((besides, begun)) = besides {
+                x = besides.after(g, i, x, begun);
+            }
         }
         let logits = self.head.forward(g, self.norm.forward(g, g.select_rows(x))); // [rows, vocab]
         let logits = scaled(g, logits, o.logits_scale);

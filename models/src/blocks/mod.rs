@@ -12,7 +12,7 @@ mod norm;
 mod rope;
 
 pub use attention::{Attention, AttentionNames, AttentionOptions, Projections, QkNorm};
-pub use decoder::{Decoder, DecoderNames, DecoderOptions, LayerNorms, Part, Parts};
+pub use decoder::{Besides, Decoder, DecoderNames, DecoderOptions, LayerNorms, Part, Parts};
 pub use feed::FeedOptions;
 pub use latent::{LatentAttention, LatentOptions};
 pub use linear::Linear;

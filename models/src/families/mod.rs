@@ -9,6 +9,7 @@ pub(crate) mod ernie4_5;
 pub(crate) mod ernie4_5_moe;
 pub(crate) mod exaone4;
 pub(crate) mod gemma;
+pub(crate) mod gemma4;
 pub(crate) mod glm4;
 pub(crate) mod glm4_moe;
 pub(crate) mod gpt2;
