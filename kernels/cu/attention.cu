@@ -4,7 +4,7 @@
 // split   SPLIT keys; a split's sum and the order in which splits are combined depend on positions alone, so a query's
 //         result is the same bits in a decode step, in any prefill chunk and beside any other sequence
 // grid    attend (kv_head, token, split), 128 threads: four warps walk the split's keys, a lane holds dim / 32 entries
-//         of up to GROUP query heads; combine (head, token)
+//         of up to GROUP query heads (the last number of a kernel's name: heads up to 32 times that); combine (head, token)
 // Formula: softmax(scale * q.k, soft-capped, windowed, plus one sink column) * v, computed online in f32.
 // Tolerance against f64: 2e-6 of the largest value in f32, 1e-2 in bf16 (K and V are rounded when they are stored).
 // Emulated only; not measured.
@@ -12,7 +12,6 @@
 
 #define SPLIT 256
 #define GROUP 4  // query heads that share one read of K and V
-#define LANE 8   // entries of a head a lane holds: heads up to 256
 
 template <class T>
 __device__ __forceinline__ void store(T* k_cache, T* v_cache, const float* k, const float* v, const u32* slots, u32 k_width, u32 v_width) {
@@ -27,7 +26,7 @@ KERNEL store_kv_bf16(bf16* k_cache, bf16* v_cache, const float* k, const float* 
 struct Shape { u32 heads, kv_heads, k_dim, v_dim, blocks, block_tokens, window, chunk, splits, every; float growth, scale, cap; };
 
 // sums [token][head][split][v_dim], weights [token][head][split]{largest score, sum of exponentials}
-template <class T>
+template <class T, int LANE>
 __device__ __forceinline__ void attend(float* sums, float* weights, const float* q, const T* k_cache, const T* v_cache, const u32* positions,
                                        const int* sequence, const u32* table, Shape s) {
   DYNAMIC_SHARED(float, merged); // [4 warps][GROUP][v_dim + 2]
@@ -65,6 +64,7 @@ __device__ __forceinline__ void attend(float* sums, float* weights, const float*
       }
 #pragma unroll
       for (int g = 0; g < GROUP; g++) {
+        if (g0 + g >= group) break; // a whole warp agrees
         float score = 0.f;
 #pragma unroll
         for (int e = 0; e < LANE; e++) score = fmaf(qs[g][e], ks[e], score);
@@ -115,12 +115,19 @@ __device__ __forceinline__ void attend(float* sums, float* weights, const float*
 }
 #define SHAPE u32 heads, u32 kv_heads, u32 k_dim, u32 v_dim, u32 blocks, u32 block_tokens, u32 window, u32 chunk, u32 splits, u32 every, float growth, float scale, float cap
 #define SHAPE_VALUE Shape{heads, kv_heads, k_dim, v_dim, blocks, block_tokens, window, chunk, splits, every, growth, scale, cap}
-KERNEL __launch_bounds__(128, 3) attend_f32(float* sums, float* weights, const float* q, const float* k_cache, const float* v_cache, const u32* positions, const int* sequence, const u32* table, SHAPE) {
-  attend(sums, weights, q, k_cache, v_cache, positions, sequence, table, SHAPE_VALUE);
-}
-KERNEL __launch_bounds__(128, 3) attend_bf16(float* sums, float* weights, const float* q, const bf16* k_cache, const bf16* v_cache, const u32* positions, const int* sequence, const u32* table, SHAPE) {
-  attend(sums, weights, q, k_cache, v_cache, positions, sequence, table, SHAPE_VALUE);
-}
+#define ATTEND(name, T, LANE)                                                                                                       \
+  KERNEL __launch_bounds__(128, 3) name(float* sums, float* weights, const float* q, const T* k_cache, const T* v_cache,           \
+                                        const u32* positions, const int* sequence, const u32* table, SHAPE) {                      \
+    attend<T, LANE>(sums, weights, q, k_cache, v_cache, positions, sequence, table, SHAPE_VALUE);                                   \
+  }
+ATTEND(attend_f32_1, float, 1)
+ATTEND(attend_f32_2, float, 2)
+ATTEND(attend_f32_4, float, 4)
+ATTEND(attend_f32_8, float, 8)
+ATTEND(attend_bf16_1, bf16, 1)
+ATTEND(attend_bf16_2, bf16, 2)
+ATTEND(attend_bf16_4, bf16, 4)
+ATTEND(attend_bf16_8, bf16, 8)
 
 // Splits in order of position; one that saw no key has weight exactly 0. A padding token (no split saw a key) gives 0.
 KERNEL __launch_bounds__(128) combine_splits(float* out, const float* sums, const float* weights, const float* sinks, u32 heads, u32 v_dim, u32 splits) {

@@ -95,11 +95,9 @@ __device__ __forceinline__ void linear_any(float* out, const float* x, const W* 
     for (int r = 0; r < ROWS; r++)
       if (m0 + r < m) sum[r] = fmaf(x[(size_t)(m0 + r) * k + i], weight, sum[r]);
   }
-#pragma unroll
-  for (int r = 0; r < ROWS; r++) {
-    float all = warp_sum(sum[r]);
-    if (lane == 0 && m0 + r < m) out[(size_t)(m0 + r) * n + column] = all + (bias ? bias[column] : 0.f);
-  }
+  float all = warp_sum8(sum);
+  int row = m0 + (lane >> 2);
+  if ((lane & 3) == 0 && row < m) out[(size_t)row * n + column] = all + (bias ? bias[column] : 0.f);
 }
 KERNEL __launch_bounds__(128) linear_f32(float* out, const float* x, const float* w, const float* bias, int m, int n, int k) { linear_any(out, x, w, bias, m, n, k); }
 KERNEL __launch_bounds__(128) linear_f16(float* out, const float* x, const f16* w, const float* bias, int m, int n, int k) { linear_any(out, x, w, bias, m, n, k); }

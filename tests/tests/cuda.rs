@@ -95,7 +95,7 @@ fn packs_hold_device_code() {
     for arch in kernel_architectures() {
         let image = kernel_pack(arch).expect("a pack");
         assert_eq!(&image[..4], b"\x7fELF", "{arch}");
-        for kernel in ["linear_mma", "attend_bf16", "router", "log_sum_exp"] {
+        for kernel in ["linear_mma", "attend_bf16_2", "router", "log_sum_exp"] {
             assert!(image.windows(kernel.len()).any(|w| w == kernel.as_bytes()), "{arch} has {kernel}");
         }
     }

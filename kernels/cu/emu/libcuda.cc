@@ -37,11 +37,11 @@ template <class... A> static Kernel kernel(const char* name, void (*f)(A...)) {
 static Kernel kernels[] = {
     K(embed_f32),    K(embed_f16),   K(embed_bf16),    K(gated_act),   K(clamped_swiglu), K(xielu), K(add),          K(mul),
     K(scale),        K(softcap),     K(narrow),        K(select_rows), K(rope),           K(rms_norm),     K(layer_norm),
-    K(linear_mma),   K(linear_f32),  K(linear_f16),    K(linear_bf16), K(store_kv_f32),   K(store_kv_bf16), K(attend_f32),
+    K(linear_mma),   K(linear_f32),  K(linear_f16),    K(linear_bf16), K(store_kv_f32),   K(store_kv_bf16), K(attend_f32_1), K(attend_f32_2), K(attend_f32_4), K(attend_f32_8),
     K(router),       K(experts_gate_up_f32), K(experts_gate_up_f16), K(experts_gate_up_bf16),
     K(experts_down_f32), K(experts_down_f16), K(experts_down_bf16),
     K(concat),       K(head_linear_f32), K(head_linear_f16), K(head_linear_bf16),
-    K(attend_bf16),  K(combine_splits), K(mask_logits), K(argmax),     K(top_k),          K(log_sum_exp),
+    K(attend_bf16_1), K(attend_bf16_2), K(attend_bf16_4), K(attend_bf16_8),  K(combine_splits), K(mask_logits), K(argmax),     K(top_k),          K(log_sum_exp),
 };
 
 struct Launch {

@@ -210,7 +210,18 @@ impl Planner<'_> {
         let f32_cache = kv.dtype == DType::F32;
         let sums = self.arena_address + self.arena.peak_bytes as u64;
         let weights = sums + scratch(self.program).0 as u64;
-        let (store, attend) = if f32_cache { ("store_kv_f32", "attend_f32") } else { ("store_kv_bf16", "attend_bf16") };
+        let store = if f32_cache { "store_kv_f32" } else { "store_kv_bf16" };
+        // By the entries of a head that a lane holds.
+        let attend = match (f32_cache, k_dim.max(v_dim).div_ceil(32)) {
+            (true, 1) => "attend_f32_1",
+            (true, 2) => "attend_f32_2",
+            (true, 3..=4) => "attend_f32_4",
+            (true, _) => "attend_f32_8",
+            (false, 1) => "attend_bf16_1",
+            (false, 2) => "attend_bf16_2",
+            (false, 3..=4) => "attend_bf16_4",
+            (false, _) => "attend_bf16_8",
+        };
         let slots = self.staged(self.staging.slots);
         let (k_width, v_width) = (u(kv_heads * k_dim), u(kv_heads * v_dim));
         let stored = [Address(k_cache), Address(v_cache), self.at(k), self.at(v), slots, k_width, v_width];
