@@ -33,7 +33,7 @@ use crate::{Error, check, owner};
 /// # let table = backend.upload(table, Format::F32).unwrap();
 /// # let spec = ModelSpec {
 /// #     family: "tiny", vocab: 32, context: 64, long_after: None, kv_layers: vec![], state_layers: vec![], eos: vec![],
-/// #     parameters: 128, weight_bytes: 512,
+/// #     parameters: 128, weight_bytes: 512, notes: vec![],
 /// # };
 /// # let model = Box::new(Tiny(spec, table));
 /// use dualgauge::{Engine, EngineConfig, Event, Request, Sampling};

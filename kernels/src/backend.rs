@@ -19,6 +19,11 @@ pub trait Backend: Send {
     /// The smallest shape this device runs that holds `want`, or `None` when none does. The CPU runs any.
     fn round_up(&self, want: BatchShape) -> Option<BatchShape>;
 
+    /// Whether [`Self::upload`] keeps `tensor` as it is stored. Where not, whoever loads expands it, and says so.
+    fn accepts(&self, tensor: &HostTensor<'_>) -> bool {
+        !tensor.format.is_quantised()
+    }
+
     /// Copies a tensor to the device, converted to `format`: `[n]` as f32 whatever `format` says, `[out, in]` and
     /// `[experts, out, in]` laid out for the kernels. Borrowed bytes are read once and not kept.
     ///

@@ -92,6 +92,8 @@ pub struct HostTensor<'a> {
     pub shape: Shape,
     pub format: Format,
     pub bytes: Cow<'a, [u8]>,
+    /// Where the inputs do not stand in their order: which input each column is.
+    order: Option<Vec<u32>>,
 }
 
 impl<'a> HostTensor<'a> {
@@ -110,7 +112,7 @@ impl<'a> HostTensor<'a> {
             let held = bytes.len();
             return Err(Error::Tensor(format!("{name}: {held} bytes are not a {format} tensor of shape {shape}")));
         }
-        Ok(Self { name, shape, format, bytes })
+        Ok(Self { name, shape, format, bytes, order: None })
     }
 
     /// An owned f32 tensor.
@@ -121,11 +123,35 @@ impl<'a> HostTensor<'a> {
         Self::new(name, shape, Format::F32, bytemuck::cast_slice::<f32, u8>(values).to_vec())
     }
 
-    /// All values as f32, rows one after another.
+    /// The same bytes, whose column `i` is input `order[i]`.
+    ///
+    /// # Errors
+    /// When this is no matrix `[out, in]`, or `order` does not name each input once.
+    pub fn with_order(mut self, order: Vec<u32>) -> Result<Self> {
+        let mut seen = vec![false; self.shape.last()];
+        let fresh = |i: &u32| seen.get_mut(*i as usize).is_some_and(|seen| !std::mem::replace(seen, true));
+        if self.shape.rank() != 2 || order.len() != self.shape.last() || !order.iter().all(fresh) {
+            return Err(Error::Tensor(format!("{}: the order does not name each input once", self.name)));
+        }
+        self.order = Some(order);
+        Ok(self)
+    }
+
+    /// Which input each column is, where they do not stand in their order.
+    pub fn order(&self) -> Option<&[u32]> {
+        self.order.as_deref()
+    }
+
+    /// All values as f32, rows one after another, inputs in their order.
     pub fn to_f32(&self) -> Vec<f32> {
         let mut out = vec![0.0; self.shape.elements()];
         crate::format::decode(self.format, &self.bytes, &mut out);
-        out
+        let Some(order) = &self.order else { return out };
+        let mut ordered = vec![0.0; out.len()];
+        for (row, values) in ordered.chunks_exact_mut(order.len()).zip(out.chunks_exact(order.len())) {
+            order.iter().zip(values).for_each(|(i, value)| row[*i as usize] = *value);
+        }
+        ordered
     }
 }
 

@@ -88,7 +88,7 @@ impl Config {
             tied: keys.flag("tie_word_embeddings")?,
             attention_bias: keys.flag("attention_bias")?,
             mlp_bias: keys.flag("mlp_bias")?,
-            window: Some(keys.count("sliding_window")?).filter(|window| *window > 0),
+            window: window(&keys)?,
             rope: RopeConfig { interleaved: keys.is_gguf() && family.gguf_interleaved, ..rope },
             eos: eos(&keys, vocab)?,
             keys,
@@ -131,6 +131,12 @@ pub(crate) fn eos(keys: &Keys, vocab: usize) -> Result<Vec<u32>> {
         Some(id) => Err(keys.fail("eos_token_id", format!("{id} is not in the vocabulary of {vocab}"))),
         None => Ok(ids),
     }
+}
+
+/// Qwen files state a window that they then switch off.
+fn window(keys: &Keys) -> Result<Option<usize>> {
+    let off = keys.value("use_sliding_window").is_some() && !keys.flag("use_sliding_window")?;
+    Ok(Some(keys.count("sliding_window")?).filter(|window| *window > 0 && !off))
 }
 
 fn norm_eps(keys: &Keys) -> Result<f32> {

@@ -2,7 +2,7 @@
 //! wished format, gives its pages back, counts. Knows no model family.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 
 use dualgauge_kernels::{Backend, Format, HostTensor, Shape, Weight, format};
@@ -21,6 +21,48 @@ pub enum WeightDtype {
     Bf16,
     F16,
     F32,
+    /// Matrices as q8_0; see [`WeightDtype::format`].
+    Q8,
+    /// Matrices as q4_0, those of the vocabulary as q8_0.
+    Q4,
+    /// Matrices as 8-bit floats with a scale each 128 values (32 where rows are no multiple of it), those of the
+    /// vocabulary as stored.
+    Fp8,
+}
+
+impl WeightDtype {
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Bf16 => "bf16",
+            Self::F16 => "f16",
+            Self::F32 => "f32",
+            Self::Q8 => "q8",
+            Self::Q4 => "q4",
+            Self::Fp8 => "fp8",
+        }
+    }
+
+    /// What a plain tensor becomes. Vectors stay f32, whatever is wished; a router stays as it is stored, since an
+    /// expert chosen wrongly costs more than its few bytes; so do matrices whose rows are no whole blocks.
+    fn format(self, name: &str, stored: Format, shape: &Shape) -> Format {
+        let vocabulary = ["embed", "lm_head", "wte", "wpe"].iter().any(|part| name.contains(part));
+        let router = name.ends_with(".gate.weight") || name.contains("router");
+        let blocks = match self {
+            Self::Auto => return stored,
+            Self::Bf16 => return Format::Bf16,
+            Self::F16 => return Format::F16,
+            Self::F32 => return Format::F32,
+            _ if router || shape.rank() < 2 => return stored,
+            Self::Q8 => Format::Q8_0,
+            Self::Q4 if vocabulary => Format::Q8_0,
+            Self::Q4 => Format::Q4_0,
+            Self::Fp8 if vocabulary => return stored,
+            Self::Fp8 if shape.last().is_multiple_of(128) => Format::Fp8G128,
+            Self::Fp8 => Format::Fp8G32,
+        };
+        if shape.last().is_multiple_of(blocks.block_len()) { blocks } else { stored }
+    }
 }
 
 /// Where tensors come from.
@@ -89,6 +131,8 @@ pub struct Loader<'a> {
     parameters: u64,
     weight_bytes: u64,
     loaded: HashMap<String, Weight>,
+    /// Bytes before and after of what the device would not keep, by format.
+    expanded: BTreeMap<(&'static str, &'static str), (u64, u64)>,
 }
 
 impl<'a> Loader<'a> {
@@ -99,8 +143,8 @@ impl<'a> Loader<'a> {
         dtype: WeightDtype,
         progress: &'a mut dyn FnMut(u64, u64),
     ) -> Self {
-        let loaded = HashMap::new();
-        Self { weights, backend, dtype, progress, done_bytes: 0, parameters: 0, weight_bytes: 0, loaded }
+        let (loaded, expanded) = (HashMap::new(), BTreeMap::new());
+        Self { weights, backend, dtype, progress, done_bytes: 0, parameters: 0, weight_bytes: 0, loaded, expanded }
     }
 
     /// Whether the checkpoint has the tensor.
@@ -167,7 +211,11 @@ impl<'a> Loader<'a> {
             if *format.get_or_insert(tensor.format) != tensor.format {
                 return Err(self.fail(name, "has another format than its neighbours"));
             }
+            if tensor.order().is_some() {
+                return Err(self.fail(name, "has its inputs in an order of its own, which experts cannot have"));
+            }
             bytes.extend_from_slice(&tensor.bytes);
+            self.weights.release(&place);
             found.push(place);
         }
         let format = format.expect("a stack has at least one matrix: this is a bug");
@@ -287,6 +335,21 @@ impl<'a> Loader<'a> {
         (self.parameters, self.weight_bytes)
     }
 
+    /// What the start-up log should say of the way: what was quantised, what the device lacks and so was expanded.
+    pub fn notes(&self) -> Vec<String> {
+        let mebibytes = |bytes: u64| format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20));
+        let expanded = self.expanded.iter().map(|((from, to), (before, after))| {
+            let device = &self.backend.info().name;
+            let (before, after) = (mebibytes(*before), mebibytes(*after));
+            format!("{device} lacks weights in {from}: {before} of them were expanded to {after} of {to}")
+        });
+        let quantised = matches!(self.dtype, WeightDtype::Q8 | WeightDtype::Q4 | WeightDtype::Fp8).then(|| {
+            let (before, after) = (mebibytes(self.weights.bytes()), mebibytes(self.weight_bytes));
+            format!("weights were quantised to {}: {before} in the files, {after} on the device", self.dtype.name())
+        });
+        expanded.chain(quantised).collect()
+    }
+
     /// An error about a tensor: the file it is in, its name, the reason.
     pub fn fail(&self, name: &str, reason: impl std::fmt::Display) -> Error {
         Error::file(self.weights.file(name), format!("tensor {name}: {reason}"))
@@ -308,24 +371,42 @@ impl<'a> Loader<'a> {
     }
 
     fn upload(&mut self, tensor: HostTensor<'_>) -> Result<Weight> {
-        let format = match (self.dtype, tensor.format) {
-            (_, format) if tensor.shape.rank() == 1 && !format.is_quantised() => Format::F32,
-            (WeightDtype::Auto, format) => format,
-            // Blocks are decoded exactly under exact precision; expanding them would only cost memory.
-            (WeightDtype::F32, format) if format.is_quantised() => format,
-            (wished, format) if format.is_quantised() => {
-                let reason = format!("is {format}; {wished:?} weights cannot be made of it: use dtype auto or f32");
-                return Err(self.fail(&tensor.name, reason));
+        let (tensor, format) = match tensor.format.is_quantised() {
+            true => self.kept(tensor)?,
+            false if tensor.shape.rank() == 1 => (tensor, Format::F32),
+            false => {
+                let format = self.dtype.format(&tensor.name, tensor.format, &tensor.shape);
+                (tensor, format)
             }
-            (WeightDtype::Bf16, _) => Format::Bf16,
-            (WeightDtype::F16, _) => Format::F16,
-            (WeightDtype::F32, _) => Format::F32,
         };
         let elements = tensor.shape.elements() as u64;
         let weight = self.backend.upload(tensor, format)?;
         self.parameters += elements;
         self.weight_bytes += weight.bytes();
         Ok(weight)
+    }
+
+    /// Blocks as they are, checked; or expanded, where the device lacks their format.
+    fn kept<'t>(&mut self, tensor: HostTensor<'t>) -> Result<(HostTensor<'t>, Format)> {
+        let format = tensor.format;
+        // Blocks are decoded exactly under exact precision; expanding them would only cost memory.
+        if !matches!(self.dtype, WeightDtype::Auto | WeightDtype::F32) {
+            let wished = self.dtype.name();
+            let reason = format!("is {format}; {wished} weights cannot be made of it: use dtype auto or f32");
+            return Err(self.fail(&tensor.name, reason));
+        }
+        if let Some(block) = broken(&tensor) {
+            return Err(self.fail(&tensor.name, format!("block {block} has a scale that is no finite number")));
+        }
+        if self.backend.accepts(&tensor) {
+            return Ok((tensor, format));
+        }
+        let plain = if self.dtype == WeightDtype::F32 { Format::F32 } else { Format::Bf16 };
+        let (name, shape, before) = (tensor.name.to_string(), tensor.shape, tensor.bytes.len() as u64);
+        let expanded = HostTensor::new(name, shape, plain, format::encode(plain, &tensor.to_f32()))?;
+        let all = self.expanded.entry((format.name(), plain.name())).or_default();
+        *all = (all.0 + before, all.1 + expanded.bytes.len() as u64);
+        Ok((expanded, plain))
     }
 
     fn finished(&mut self, names: &[String], bytes: u64) {
@@ -346,4 +427,15 @@ impl<'a> Loader<'a> {
         ];
         candidates.into_iter().flatten().find(|name| self.weights.contains(name))
     }
+}
+
+/// The first block whose scale or minimum is no finite number.
+fn broken(tensor: &HostTensor<'_>) -> Option<usize> {
+    let (scales, len) = (format::scales(tensor.format), tensor.format.block_bytes());
+    let wrong = |block: &[u8]| scales.iter().any(|scale| !scale.read(block).is_finite());
+    tensor
+        .bytes
+        .par_chunks(len << 12)
+        .enumerate()
+        .find_map_first(|(i, blocks)| blocks.chunks_exact(len).position(wrong).map(|block| (i << 12) + block))
 }

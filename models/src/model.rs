@@ -33,6 +33,8 @@ pub struct ModelSpec {
     pub parameters: u64,
     /// Bytes the weights take on the device.
     pub weight_bytes: u64,
+    /// What the start-up log should say of the way the weights were loaded.
+    pub notes: Vec<String>,
 }
 
 impl ModelSpec {
@@ -50,6 +52,7 @@ impl ModelSpec {
             eos: config.eos.clone(),
             parameters,
             weight_bytes,
+            notes: loader.notes(),
         }
     }
 }

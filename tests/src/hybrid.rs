@@ -48,6 +48,7 @@ impl TinyHybrid {
             eos: vec![2],
             parameters: 0,
             weight_bytes: 0,
+            notes: vec![],
         };
         let (conv, a, one) = (up(vector(&taps)), up(vector(&[-0.1, -0.4])), up(vector(&[1.0; HEADS])));
         Box::new(Self { spec, embed, conv, projection, a, one, attends })

@@ -97,6 +97,7 @@ pub fn start(args: &Args, mut timeline: Timeline, random: (u64, u64)) -> Result<
     let parameters = spec.parameters as f64 / 1e6;
     say("model", format!("{name}: {}, {parameters:.1} M parameters, dtype {}", spec.family, dtype_name(args.dtype)));
     say("weights", mebibytes(plan.weight_bytes));
+    spec.notes.iter().for_each(|note| say("note", note.clone()));
     let (bytes, blocks, size) = (mebibytes(plan.kv_bytes), plan.blocks, plan.block_tokens);
     say("K/V", format!("{bytes} in {blocks} blocks of {size} tokens: {} tokens fit", plan.kv_tokens));
     if plan.state_slots > 0 {

@@ -6,7 +6,7 @@
 use super::lanes::{self, Kernel, LANES, Lanes};
 use super::matrix::Matrix;
 use super::product::{self, Product};
-use super::rows::{Apart, Rows, pack_rows};
+use super::rows::{Apart, Rows};
 use super::rowwise::{Map, Rowwise};
 use crate::{Act, Candidate, Error, Result};
 
@@ -158,7 +158,7 @@ impl Side<'_> {
     ) {
         for ((expert, first, count), rows) in chosen.iter().zip(&mut *rows) {
             let x = &x[first * self.inner..][..count * self.inner];
-            pack_rows(self.matrices[*expert].layout(), rowwise.pool, x, *count, rows);
+            self.matrices[*expert].pack_rows(rowwise.pool, x, *count, rows);
         }
         let products: Vec<Product<'_>> = chosen
             .iter()

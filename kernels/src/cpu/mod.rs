@@ -171,6 +171,11 @@ impl Backend for Cpu {
         })
     }
 
+    /// Every format; inputs in another order in matrices, not in experts.
+    fn accepts(&self, tensor: &HostTensor<'_>) -> bool {
+        tensor.order().is_none() || tensor.shape.rank() == 2
+    }
+
     fn upload(&mut self, tensor: HostTensor<'_>, format: Format) -> Result<Weight> {
         let (shape, isa, precision) = (tensor.shape, self.isa, self.precision);
         let (pool, shelf) = (&self.pool, &mut self.shelf);

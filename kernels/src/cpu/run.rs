@@ -11,7 +11,7 @@ use super::matrix::Matrix;
 use super::pool::Pool;
 use super::product::{self, Product};
 use super::recurrent::{Conv, Delta, Recurrent, Scan};
-use super::rows::{Apart, Rows, pack_rows};
+use super::rows::{Apart, Rows};
 use super::rowwise::{Norm, Rotation, Rowwise};
 use super::schedule::{AttentionStep, NormStep, Part, Schedule, Span, Step};
 use super::state::States;
@@ -231,10 +231,10 @@ impl Runner<'_> {
         let mut parts = parts;
         // Matrices of one layout share the packed rows; other formats of the same input come after.
         while let Some(first) = parts.first() {
-            let layout = self.weights.matrix(first.w).layout();
-            let same = parts.iter().take_while(|p| self.weights.matrix(p.w).layout() == layout).count();
+            let matrix = self.weights.matrix(first.w);
+            let same = parts.iter().take_while(|p| self.weights.matrix(p.w).shares_rows(matrix)).count();
             let (now, later) = parts.split_at(same);
-            pack_rows(layout, self.pool, x, m, rows);
+            matrix.pack_rows(self.pool, x, m, rows);
             let products: Vec<Product<'_>> = now
                 .iter()
                 .map(|p| Product {

@@ -218,6 +218,10 @@ impl Backend for Neuron {
         self.ladder.round_up(want, self.limits.block_tokens)
     }
 
+    fn accepts(&self, tensor: &HostTensor<'_>) -> bool {
+        planes::fields(tensor.format).is_some() && tensor.order().is_none()
+    }
+
     /// Bytes go to the device as they lie in the file, those of a quantised weight as planes.
     fn upload(&mut self, tensor: HostTensor<'_>, format: Format) -> Result<Weight> {
         let format = if tensor.shape.rank() <= 1 { Format::F32 } else { format };

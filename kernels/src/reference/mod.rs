@@ -89,6 +89,10 @@ impl Backend for Reference {
         (want.tokens <= self.limits.max_tokens && want.seqs <= self.limits.max_seqs).then_some(want)
     }
 
+    fn accepts(&self, _: &HostTensor<'_>) -> bool {
+        true
+    }
+
     fn upload(&mut self, tensor: HostTensor<'_>, format: Format) -> Result<Weight> {
         let format = if tensor.shape.rank() <= 1 { Format::F32 } else { format };
         let mut values = tensor.to_f32();

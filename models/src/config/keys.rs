@@ -209,6 +209,11 @@ impl Keys {
         }
     }
 
+    /// Names of the keys that the file states.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.map.keys().map(String::as_str)
+    }
+
     /// The keys of an object inside.
     ///
     /// # Errors

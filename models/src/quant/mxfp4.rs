@@ -11,15 +11,15 @@ use crate::Result;
 pub(super) const PARTS: &[&str] = &["_blocks", "_scales"];
 
 pub(super) fn read(parts: &Parts<'_>) -> Result<HostTensor<'static>> {
-    let (blocks, scales) = (parts.of(PARTS[0], Dtype::U8)?, parts.of(PARTS[1], Dtype::U8)?);
+    let (blocks, scales) = (parts.of(0, &[Dtype::U8])?, parts.of(1, &[Dtype::U8])?);
     let [lead @ .., groups, 16] = blocks.shape else {
         return Err(parts.fail(format!("_blocks has shape {:?}, [.., out, in / 32, 16] is wanted", blocks.shape)));
     };
-    if scales.shape != &blocks.shape[..blocks.shape.len() - 1] {
-        let (shape, wanted) = (scales.shape, &blocks.shape[..blocks.shape.len() - 1]);
-        return Err(parts.fail(format!("_scales has shape {shape:?}, that of _blocks wants {wanted:?}")));
+    parts.shaped(1, scales.shape, &blocks.shape[..blocks.shape.len() - 1])?;
+    if lead.is_empty() || lead.len() > 2 {
+        return Err(parts.fail(format!("_blocks has {} dimensions", blocks.shape.len())));
     }
-    let shape = parts.shape(&[lead, &[groups * 32]].concat())?;
+    let shape = [lead, &[groups * 32]].concat();
     let mut out = vec![0; scales.bytes.len() * Format::Mxfp4.block_bytes()];
     let packed = out.par_chunks_exact_mut(Format::Mxfp4.block_bytes());
     packed.zip(blocks.bytes.par_chunks_exact(16)).zip(scales.bytes).for_each(|((out, codes), scale)| {
@@ -27,5 +27,5 @@ pub(super) fn read(parts: &Parts<'_>) -> Result<HostTensor<'static>> {
         out[0] = *scale;
         (0..16).for_each(|i| out[1 + i] = code(i) | code(i + 16) << 4);
     });
-    Ok(HostTensor::new(parts.name.to_owned(), shape, Format::Mxfp4, out)?)
+    Ok(HostTensor::new(parts.name.to_owned(), &shape[..], Format::Mxfp4, out)?)
 }

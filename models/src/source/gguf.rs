@@ -1,5 +1,5 @@
 //! Owns GGUF files: metadata as plain values and tensors as borrowed slices of the mapping, under the names that
-//! Hugging Face checkpoints use. Reads through candle-core's reader, after [`walk`] has checked every length; knows no
+//! Hugging Face checkpoints use. Metadata is read by candle-core's reader, after [`walk`] has checked every length; knows no
 //! model family.
 
 mod names;
@@ -32,6 +32,9 @@ struct Entry {
     range: Range<usize>,
 }
 
+/// Bytes of a header that state how many tensors there are.
+const TENSOR_COUNT: Range<usize> = 8..16;
+
 impl Gguf {
     /// Maps the file and reads its metadata and tensor table.
     ///
@@ -41,20 +44,19 @@ impl Gguf {
         let map = Mapping::open(path)?;
         let name = map.name().to_string();
         let fail = |reason: String| Error::file(&name, reason);
-        let formats = walk::walk(map.bytes()).map_err(fail)?;
-        let content =
-            Content::read(&mut Cursor::new(map.bytes())).map_err(|e| fail(format!("is no GGUF file: {e}")))?;
-        let start = usize::try_from(content.tensor_data_offset).map_err(|_| fail("is too long".into()))?;
-        let mut tensors = HashMap::with_capacity(content.tensor_infos.len());
-        for (tensor, info) in content.tensor_infos {
-            let format = formats[&tensor];
-            let shape = Shape::new(info.shape.dims());
+        let header = walk::walk(map.bytes()).map_err(fail)?;
+        // The table of tensors was read by the walk: the reader is shown the metadata, and a count of none.
+        let mut start = map.bytes()[..header.metadata].to_vec();
+        start[TENSOR_COUNT].fill(0);
+        let content = Content::read(&mut Cursor::new(&start)).map_err(|e| fail(format!("is no GGUF file: {e}")))?;
+        let mut tensors = HashMap::with_capacity(header.tensors.len());
+        for (tensor, walk::Info { shape, format, offset }) in header.tensors {
             let bytes = format.bytes(shape.last()).and(format.bytes(shape.elements()));
             let bytes =
                 bytes.ok_or_else(|| fail(format!("tensor {tensor}: shape {shape} is no whole {format} blocks")))?;
-            let range = usize::try_from(info.offset)
+            let range = usize::try_from(offset)
                 .ok()
-                .and_then(|offset| start.checked_add(offset))
+                .and_then(|offset| header.data.checked_add(offset))
                 .and_then(|from| Some(from..from.checked_add(bytes)?))
                 .filter(|range| range.end <= map.bytes().len())
                 .ok_or_else(|| fail(format!("ends before tensor {tensor} does; the download may be incomplete")))?;
@@ -110,20 +112,30 @@ impl Gguf {
 
     /// The tensor with this Hugging Face name, borrowed from the mapping.
     pub(crate) fn tensor(&self, name: &str) -> Option<HostTensor<'_>> {
-        let (name, entry) = self.entry(name)?;
-        let bytes = &self.map.bytes()[entry.range.clone()];
-        let tensor = HostTensor::new(name, entry.shape, entry.format, bytes);
+        let (name, shape, format, range) = self.entry(name)?;
+        let tensor = HostTensor::new(name, shape, format, &self.map.bytes()[range]);
         Some(tensor.expect("lengths were checked at open: this is a bug"))
     }
 
     pub(crate) fn release(&self, name: &str) {
-        if let Some((_, entry)) = self.entry(name) {
-            self.map.release(entry.range.clone());
+        if let Some((_, _, _, range)) = self.entry(name) {
+            self.map.release(range);
         }
     }
 
-    fn entry(&self, name: &str) -> Option<(String, &Entry)> {
-        names::tensor(name).into_iter().find_map(|name| self.tensors.get(&name).map(|entry| (name, entry)))
+    /// The tensor of this name, or the part of a stack of experts that it is.
+    fn entry(&self, name: &str) -> Option<(String, Shape, Format, Range<usize>)> {
+        if let Some((stack, expert)) = names::expert(name) {
+            let Entry { shape, format, range } = self.tensors.get(&stack)?;
+            let [experts, out, inner] = *shape.dims() else { return None };
+            let bytes = range.len() / experts;
+            let from = range.start + expert * bytes;
+            let name = format!("{stack}[{expert}]");
+            return (expert < experts).then(|| (name, Shape::new(&[out, inner]), *format, from..from + bytes));
+        }
+        let mut names = names::tensor(name).into_iter();
+        let (name, entry) = names.find_map(|name| self.tensors.get(&name).map(|entry| (name, entry)))?;
+        Some((name, entry.shape, entry.format, entry.range.clone()))
     }
 
     /// Llama 3 files keep their rope scaling as one divisor a frequency.

@@ -2,7 +2,6 @@
 //! tolerance against an f64 product of the decoded weights, and blind to the batch.
 
 use super::*;
-use crate::cpu::rows::pack_rows;
 
 /// Shapes `[out, in]` for plain formats, with odd ones among them; block formats take those that fill their blocks.
 const SHAPES: [(usize, usize); 9] =
@@ -93,7 +92,7 @@ fn only_the_columns_of_the_given_panels_are_written() {
     each_case(|case| {
         let (m, stride) = (5, case.matrix.out() + 3);
         let (x, mut rows) = (noise(m * case.inner(), 5), Rows::new());
-        pack_rows(case.matrix.layout(), &pool, &x, m, &mut rows);
+        case.matrix.pack_rows(&pool, &x, m, &mut rows);
         let mut out = vec![7.5f32; m * stride];
         let panels = case.matrix.panels() - 1..case.matrix.panels();
         // SAFETY: `m` strides of room, one thread.
@@ -212,7 +211,11 @@ fn each_case(run: impl Fn(&Case)) {
             for precision in [Precision::Native, Precision::Exact] {
                 for (out, inner) in SHAPES {
                     if inner % format.block_len() == 0 {
-                        let t = tensor(format, out, inner);
+                        let mut t = tensor(format, out, inner);
+                        if format == Format::Int4G32 {
+                            let reversed = (0..inner as u32).rev().collect();
+                            t = t.with_order(reversed).expect("each input once");
+                        }
                         let matrix =
                             Matrix::pack(&pool, &mut Shelf::default(), &t, format, isa, precision).expect("packs");
                         let name = format!("{} {format} {precision:?} [{out}, {inner}]", isa.name());
@@ -226,7 +229,7 @@ fn each_case(run: impl Fn(&Case)) {
 
 fn multiply(w: &Matrix, pool: &Pool, x: &[f32], m: usize) -> Vec<f32> {
     let (mut rows, mut out) = (Rows::new(), vec![f32::NAN; m * w.out()]);
-    pack_rows(w.layout(), pool, x, m, &mut rows);
+    w.pack_rows(pool, x, m, &mut rows);
     let to = Apart(out.as_mut_ptr());
     // SAFETY: `out` holds all rows; pieces have different panels.
     pool.split(w.panels(), Pool::CHUNKS, &|panels| unsafe { w.apply(&rows, panels, to, w.out()) });

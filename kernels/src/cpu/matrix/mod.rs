@@ -41,7 +41,7 @@ use std::ops::Range;
 use super::buffer::{Buffer, Shelf};
 use super::isa::Isa;
 use super::pool::Pool;
-use super::rows::{Apart, RowKind, RowLayout, Rows};
+use super::rows::{self, Apart, RowKind, RowLayout, Rows};
 use crate::{Error, Format, HostTensor, Precision, Result, format};
 
 /// Runs `$rows!(FORMAT)` for the format of `$format`, one of those whose codes are integers.
@@ -94,6 +94,8 @@ pub(crate) struct Matrix {
     inner: usize,
     format: Format,
     kernel: Kernel,
+    /// Which input each column is, where they stand in another order.
+    order: Option<Vec<u32>>,
 }
 
 /// Which file multiplies.
@@ -150,7 +152,14 @@ impl Matrix {
             needed: bytes as u64,
             free: 0,
         })?;
-        let mut this = Self { data, out, inner, format: to, kernel: Kernel::of(isa, to, precision) };
+        let mut this = Self {
+            data,
+            out,
+            inner,
+            format: to,
+            kernel: Kernel::of(isa, to, precision),
+            order: t.order().map(Into::into),
+        };
         this.fill(pool, t);
         Ok(this)
     }
@@ -163,6 +172,19 @@ impl Matrix {
     /// Input values of a row, K.
     pub(crate) fn inner(&self) -> usize {
         self.inner
+    }
+
+    /// Packs activations `x` `[m, in]` for this matrix, and for all others of its layout and order of inputs.
+    pub(crate) fn pack_rows(&self, pool: &Pool, x: &[f32], m: usize, rows: &mut Rows) {
+        let Some(order) = &self.order else { return rows::pack_rows(self.layout(), pool, x, m, rows) };
+        let ordered: Vec<f32> =
+            x.chunks_exact(self.inner).flat_map(|row| order.iter().map(|i| row[*i as usize])).collect();
+        rows::pack_rows(self.layout(), pool, &ordered, m, rows);
+    }
+
+    /// Whether rows packed for this matrix are those that `other` wants.
+    pub(crate) fn shares_rows(&self, other: &Self) -> bool {
+        self.layout() == other.layout() && self.order == other.order
     }
 
     /// Panels that [`Self::apply`] can be split over.
@@ -248,6 +270,10 @@ impl Matrix {
             for (i, out) in out.iter_mut().enumerate() {
                 *out = panel::get(self.format, unit, row % panel::COLUMNS, i);
             }
+        }
+        if let Some(order) = &self.order {
+            let stored = out.to_vec();
+            order.iter().zip(stored).for_each(|(i, value)| out[*i as usize] = value);
         }
     }
 

@@ -22,6 +22,7 @@ const LAYER_PARTS: &[(&str, &str)] = &[
     ("mlp.up_proj", "ffn_up"),
     ("mlp.down_proj", "ffn_down"),
     ("mlp.gate", "ffn_gate_inp"),
+    ("block_sparse_moe.gate", "ffn_gate_inp"),
     ("mlp.router", "ffn_gate_inp"),
     ("mlp.router.layer", "ffn_gate_inp"),
     ("mlp.experts.gate_proj", "ffn_gate_exps"),
@@ -54,6 +55,16 @@ const LAYER_TENSORS: &[(&str, &str)] = &[
 
 /// What some families call their feed-forward part.
 const FEED_NAMES: &[&str] = &["block_sparse_moe.", "feed_forward."];
+
+/// Hugging Face name of an expert's part, and that of the stack of all experts in GGUF.
+const EXPERT_PARTS: &[(&str, &str)] = &[
+    ("gate_proj", "ffn_gate_exps"),
+    ("up_proj", "ffn_up_exps"),
+    ("down_proj", "ffn_down_exps"),
+    ("w1", "ffn_gate_exps"),
+    ("w3", "ffn_up_exps"),
+    ("w2", "ffn_down_exps"),
+];
 
 const MODEL_PARTS: &[(&str, &str)] =
     &[("model.embed_tokens", "token_embd"), ("model.norm", "output_norm"), ("lm_head", "output")];
@@ -113,6 +124,15 @@ pub(super) fn tensor(name: &str) -> Vec<String> {
     let whole = of(LAYER_TENSORS, &name).into_iter().map(|gguf| format!("blk.{layer}.{gguf}"));
     let Some((stem, kind)) = name.rsplit_once('.') else { return whole.collect() };
     whole.chain(of(LAYER_PARTS, stem).into_iter().map(|gguf| format!("blk.{layer}.{gguf}.{kind}"))).collect()
+}
+
+/// The stack that an expert's matrix is in, and which of it; `None` for other tensors.
+pub(super) fn expert(name: &str) -> Option<(String, usize)> {
+    let (layer, rest) = name.strip_prefix("model.layers.")?.split_once('.')?;
+    let (_, expert) = rest.split_once(".experts.")?;
+    let (expert, part) = expert.strip_suffix(".weight")?.split_once('.')?;
+    let (_, stack) = EXPERT_PARTS.iter().find(|(hf, _)| *hf == part)?;
+    Some((format!("blk.{layer}.{stack}.weight"), expert.parse().ok()?))
 }
 
 /// The GGUF key behind a `config.json` key.

@@ -3,7 +3,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use dualgauge_kernels::Format;
+use dualgauge_kernels::{Format, Shape};
 
 /// Entries of all lists together. A vocabulary of 256,000 with merges has about 1.3 million.
 const MAX_LIST_ENTRIES: u64 = 8 << 20;
@@ -11,11 +11,26 @@ const MAX_STRING_BYTES: u64 = 16 << 20;
 const MAX_HEADER_BYTES: usize = 512 << 20;
 const MAX_ENTRIES: u64 = 1 << 20;
 
-/// The storage format of every tensor, by name.
-///
+/// A tensor as the header states it, outermost dimension first.
+pub(super) struct Info {
+    pub(super) shape: Shape,
+    pub(super) format: Format,
+    /// From [`Header::data`] on.
+    pub(super) offset: u64,
+}
+
+/// What a header holds.
+pub(super) struct Header {
+    pub(super) tensors: HashMap<String, Info>,
+    /// The bytes up to the table of tensors.
+    pub(super) metadata: usize,
+    /// Where the tensors' own bytes begin.
+    pub(super) data: usize,
+}
+
 /// # Errors
 /// One line saying what is wrong.
-pub(super) fn walk(bytes: &[u8]) -> Result<HashMap<String, Format>, String> {
+pub(super) fn walk(bytes: &[u8]) -> Result<Header, String> {
     let mut cursor = Cursor { bytes: &bytes[..bytes.len().min(MAX_HEADER_BYTES)], at: 0, listed: 0 };
     if bytes.get(..4) != Some(b"GGUF") {
         return Err("is no GGUF file: it does not start with the letters GGUF".into());
@@ -46,15 +61,16 @@ pub(super) fn walk(bytes: &[u8]) -> Result<HashMap<String, Format>, String> {
             return Err(format!("states {} twice", String::from_utf8_lossy(key)));
         }
     }
-    let mut formats = HashMap::new();
+    let metadata = cursor.at;
+    let mut infos = HashMap::new();
     for _ in 0..tensors {
-        let (name, format) = cursor.tensor(alignment)?;
-        if formats.contains_key(&name) {
+        let (name, info) = cursor.tensor(alignment)?;
+        if infos.contains_key(&name) {
             return Err(format!("states tensor {name} twice"));
         }
-        formats.insert(name, format);
+        infos.insert(name, info);
     }
-    Ok(formats)
+    Ok(Header { tensors: infos, metadata, data: cursor.at.next_multiple_of(alignment as usize) })
 }
 
 #[derive(Clone)]
@@ -117,7 +133,7 @@ impl<'a> Cursor<'a> {
         }
     }
 
-    fn tensor(&mut self, alignment: u32) -> Result<(String, Format), String> {
+    fn tensor(&mut self, alignment: u32) -> Result<(String, Info), String> {
         let name = String::from_utf8(self.string()?.to_vec()).map_err(|_| "a tensor's name is not UTF-8")?;
         if name.is_empty() || name.len() > 256 || name.chars().any(|c| c.is_control()) {
             return Err("a tensor's name is empty, longer than 256 bytes or has control characters".into());
@@ -127,20 +143,22 @@ impl<'a> Cursor<'a> {
         if rank == 0 || rank > 4 {
             return Err(fail(format!("{rank} dimensions")));
         }
-        let mut elements = 1u64;
+        let (mut elements, mut dims) = (1u64, vec![]);
         for _ in 0..rank {
             let dim = self.u64()?;
             let product = elements.checked_mul(dim).filter(|n| *n > 0 && *n < 1 << 48);
             elements = product.ok_or_else(|| fail(format!("a dimension of {dim} makes no sense")))?;
+            dims.insert(0, dim as usize);
         }
         let kind = self.u32()?;
         let format = format(kind).ok_or_else(|| {
-            let known = Format::ALL.map(Format::name).join(", ");
+            let known: Vec<&str> = (0..64).filter_map(format).map(Format::name).collect();
+            let known = known.join(", ");
             fail(format!("format {} is not supported; these are: {known}", format_name(kind)))
         })?;
         match self.u64()? {
             offset if offset % u64::from(alignment) != 0 => Err(fail(format!("offset {offset} is not aligned"))),
-            _ => Ok((name, format)),
+            offset => Ok((name, Info { shape: Shape::new(&dims), format, offset })),
         }
     }
 }
@@ -161,9 +179,18 @@ fn format(kind: u32) -> Option<Format> {
         1 => Format::F16,
         2 => Format::Q4_0,
         3 => Format::Q4_1,
+        6 => Format::Q5_0,
+        7 => Format::Q5_1,
         8 => Format::Q8_0,
+        10 => Format::Q2K,
+        11 => Format::Q3K,
+        12 => Format::Q4K,
+        13 => Format::Q5K,
         14 => Format::Q6K,
+        20 => Format::Iq4Nl,
+        23 => Format::Iq4Xs,
         30 => Format::Bf16,
+        39 => Format::Mxfp4,
         _ => return None,
     })
 }
@@ -171,28 +198,19 @@ fn format(kind: u32) -> Option<Format> {
 /// ggml's names of tensor types, for the message that refuses them.
 fn format_name(kind: u32) -> String {
     let name = match kind {
-        6 => "q5_0",
-        7 => "q5_1",
         9 => "q8_1",
-        10 => "q2_k",
-        11 => "q3_k",
-        12 => "q4_k",
-        13 => "q5_k",
         15 => "q8_k",
         16 => "iq2_xxs",
         17 => "iq2_xs",
         18 => "iq3_xxs",
         19 => "iq1_s",
-        20 => "iq4_nl",
         21 => "iq3_s",
         22 => "iq2_s",
-        23 => "iq4_xs",
         24..=27 => "an integer type",
         28 => "f64",
         29 => "iq1_m",
         34 => "tq1_0",
         35 => "tq2_0",
-        39 => "mxfp4",
         _ => return format!("number {kind}"),
     };
     name.into()
