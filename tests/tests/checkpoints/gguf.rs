@@ -87,8 +87,8 @@ fn broken_gguf_files_are_refused() {
     embed(0, 1 << 60).refused("ends before tensor");
     embed(0, u64::MAX - 31).refused("ends before tensor");
     embed(0, 7).refused("offset 7 is not aligned");
-    embed(12, 0).refused("tensor token_embd.weight: format q4_k is not supported; these are: f32, f16");
-    embed(39, 0).refused("format mxfp4 is not supported");
+    embed(9, 0).refused("tensor token_embd.weight: format q8_1 is not supported; these are: f32, f16");
+    embed(16, 0).refused("format iq2_xxs is not supported");
     embed(4000, 0).refused("format number 4000 is not supported");
     embed(14, 0).refused("is no whole q6_k blocks");
     embed(0, 0).tensor("token_embd.weight", &[32], 0, 0).refused("states tensor token_embd.weight twice");
