@@ -10,6 +10,7 @@ use sha2::{Digest, Sha256};
 use crate::auth::Keys;
 use crate::error::ApiError;
 use crate::limits::Limits;
+use crate::responses::Store;
 
 /// Everything a server needs to know. [`App::new`] suits tests and embedding; the fields may be changed before `run`.
 #[derive(Clone)]
@@ -70,6 +71,8 @@ pub(crate) struct Server {
     pub app: App,
     /// Unix time of the start.
     pub started: u64,
+    /// Answers that later requests may go on from.
+    pub responses: Store,
     draining: AtomicBool,
     counter: AtomicU64,
 }
@@ -77,7 +80,7 @@ pub(crate) struct Server {
 impl Server {
     pub fn new(app: App) -> Self {
         let started = unix_seconds(app.clock);
-        Self { app, started, draining: AtomicBool::new(false), counter: AtomicU64::new(0) }
+        Self { app, started, responses: Store::default(), draining: AtomicBool::new(false), counter: AtomicU64::new(0) }
     }
 
     pub fn engine(&self) -> &Engine {

@@ -1,4 +1,5 @@
-//! Owns the check of API keys. Knows only their digests, and takes the same time whichever key is right.
+//! Owns the check of API keys. Takes the same time whichever key is right. Knows their digests, and the keys themselves only
+//! for signatures, which cannot be checked without.
 
 use axum::http::HeaderMap;
 use sha2::{Digest, Sha256};
@@ -7,12 +8,14 @@ use sha2::{Digest, Sha256};
 #[derive(Clone, Default)]
 pub struct Keys {
     digests: Vec<[u8; 32]>,
+    secrets: Vec<Vec<u8>>,
 }
 
 impl Keys {
     /// Keeps digests of `keys`; empty ones are left out.
     pub fn new<'a>(keys: impl IntoIterator<Item = &'a str>) -> Self {
-        Self { digests: keys.into_iter().filter(|k| !k.is_empty()).map(|k| digest(k.as_bytes())).collect() }
+        let secrets: Vec<Vec<u8>> = keys.into_iter().filter(|k| !k.is_empty()).map(|k| k.as_bytes().to_vec()).collect();
+        Self { digests: secrets.iter().map(|key| digest(key)).collect(), secrets }
     }
 
     pub fn is_empty(&self) -> bool {
@@ -38,6 +41,12 @@ impl Keys {
             admitted |= self.holds(&percent_decoded(key));
         }
         admitted
+    }
+
+    /// True when `given` is what `sign` makes of one of the keys.
+    pub fn signed(&self, given: &[u8], sign: impl Fn(&[u8]) -> Vec<u8>) -> bool {
+        let made = Self { digests: self.secrets.iter().map(|key| digest(&sign(key))).collect(), secrets: vec![] };
+        made.holds(given)
     }
 
     /// Compares with every key, every byte, before it answers.
@@ -106,6 +115,13 @@ mod tests {
         ] {
             assert!(keys.admit(&headers(&[pair]), None), "{pair:?}");
         }
+    }
+
+    #[test]
+    fn signatures_are_made_of_each_key() {
+        let keys = Keys::new(["one", "two"]);
+        let sign = |key: &[u8]| [key, b"!"].concat();
+        assert!(keys.signed(b"two!", sign) && !keys.signed(b"two", sign) && !keys.signed(b"", sign));
     }
 
     #[test]

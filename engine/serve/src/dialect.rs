@@ -6,12 +6,13 @@ use axum::response::{IntoResponse, Response};
 use serde_json::Value;
 
 use crate::error::ApiError;
-use crate::{anthropic, azure, gemini, ollama, openai};
+use crate::{anthropic, azure, bedrock, gemini, ollama, openai};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Dialect {
     OpenAi,
     Azure,
+    Bedrock,
     Anthropic,
     Gemini,
     Ollama,
@@ -24,6 +25,9 @@ impl Dialect {
         let below = |base: &str| path.strip_prefix(base).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
         if below("/v1/messages") || below("/anthropic") {
             return Self::Anthropic;
+        }
+        if below("/model") {
+            return Self::Bedrock;
         }
         if below("/openai") {
             return Self::Azure;
@@ -52,20 +56,26 @@ impl Dialect {
     pub fn id_header(self) -> Option<HeaderName> {
         match self {
             Self::Anthropic => Some(HeaderName::from_static("request-id")),
+            Self::Bedrock => Some(HeaderName::from_static("x-amzn-requestid")),
             Self::OpenAi | Self::Azure | Self::Gemini | Self::Ollama => None,
         }
     }
 
     /// An error as this API writes it, for the request `id`. What `response` says in headers stays.
     pub fn write(self, error: &ApiError, id: &str, response: Response) -> Response {
+        let (mut parts, _) = response.into_parts();
         let (status, body): (StatusCode, Value) = match self {
             Self::OpenAi => (error.status, openai::error_body(error)),
             Self::Azure => (error.status, azure::error_body(error)),
+            Self::Bedrock => {
+                let (name, status, body) = bedrock::exception(error);
+                parts.headers.insert("x-amzn-errortype", HeaderValue::from_static(name));
+                (status, body)
+            }
             Self::Gemini => (gemini::status(error), gemini::error_body(error)),
             Self::Ollama => (error.status, ollama::error_body(error)),
             Self::Anthropic => (anthropic::status(error), anthropic::error_body(error, id)),
         };
-        let (mut parts, _) = response.into_parts();
         parts.headers.remove(header::CONTENT_LENGTH);
         let mut written = (status, parts.headers, body.to_string()).into_response();
         written.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
@@ -92,6 +102,7 @@ mod tests {
         assert_eq!(of("/anthropic/v1/models", None), Dialect::Anthropic);
         assert_eq!(of("/v1/models", None), Dialect::OpenAi);
         assert_eq!(of("/openai/deployments/x/chat/completions?api-version=1", None), Dialect::Azure);
+        assert_eq!(of("/model/a%2Fb/converse", None), Dialect::Bedrock);
         assert_eq!(of("/api/chat", None), Dialect::Ollama);
         assert_eq!(of("/", None), Dialect::Ollama);
         assert_eq!(of("/v1beta/models/x:generateContent", None), Dialect::Gemini);

@@ -13,18 +13,21 @@ use axum::{Extension, Router};
 use crate::app::Server;
 use crate::dialect::Dialect;
 use crate::error::ApiError;
-use crate::{anthropic, azure, gemini, ollama, openai, ops};
+use crate::{anthropic, azure, bedrock, gemini, ollama, openai, openapi, ops, responses};
 
 pub fn router(server: Arc<Server>) -> Router {
     let guarded = Router::new()
         .route("/v1/models", get(models))
         .route("/v1/models/{*id}", get(model).merge(post(gemini::act)))
         .merge(openai::routes())
+        .merge(responses::routes())
         .merge(azure::routes())
+        .merge(bedrock::routes())
         .merge(anthropic::routes())
         .merge(gemini::routes())
         .merge(ollama::routes())
         .merge(ops::guarded_routes())
+        .merge(openapi::routes())
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed)
         .layer(from_fn_with_state(Arc::clone(&server), need_key));
@@ -56,7 +59,17 @@ async fn need_key(State(server): State<Arc<Server>>, request: Request, next: Nex
     if server.app.keys.admit(request.headers(), request.uri().query()) {
         return next.run(request).await;
     }
-    ApiError::unauthorized().into_response()
+    if *request.extensions().get::<Dialect>().unwrap_or(&Dialect::OpenAi) != Dialect::Bedrock {
+        return ApiError::unauthorized().into_response();
+    }
+    if bedrock::is_signed(request.headers()) {
+        return match bedrock::verify(&server, request).await {
+            Ok(request) => next.run(request).await,
+            Err(error) => error.into_response(),
+        };
+    }
+    let code = if request.headers().contains_key("authorization") { "invalid_api_key" } else { "missing_credentials" };
+    ApiError { code: Some(code), ..ApiError::unauthorized() }.into_response()
 }
 
 async fn not_found(uri: Uri) -> ApiError {

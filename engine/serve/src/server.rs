@@ -22,6 +22,7 @@ use tokio::task::JoinSet;
 use tower::Service;
 
 use crate::app::{App, Server};
+use crate::bedrock::Sent;
 use crate::dialect::Dialect;
 use crate::error::ApiError;
 use crate::router::router;
@@ -140,6 +141,8 @@ impl Entry {
         let id = self.request_id(&request);
         let line = format!("{} {}", request.method(), request.uri().path());
         let checked = self.server.app.limits.check_head(request.uri(), request.headers());
+        let sent = Sent(request.uri().clone());
+        request.extensions_mut().insert(sent);
         single_slashes(request.uri_mut());
         let dialect = Dialect::of(request.uri(), request.headers());
         request.extensions_mut().insert(dialect);

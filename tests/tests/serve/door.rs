@@ -117,3 +117,23 @@ fn a_connection_serves_many_requests() {
     connection.send("GET", "/health", &[("x-request-id", "not a good id")], b"");
     assert!(connection.response().header("x-request-id").is_some_and(|id| id.starts_with("req-")));
 }
+
+/// Every route that the document lists is there, with the method that it lists.
+#[test]
+fn the_document_of_routes_is_true() {
+    let server = Running::new();
+    let document = get(server.at, "/openapi.json").json();
+    assert_eq!(document["openapi"], "3.1.0");
+    let paths = document["paths"].as_object().expect("paths");
+    assert!(paths.len() > 30);
+    for (path, operations) in paths {
+        for method in operations.as_object().expect("operations").keys() {
+            let verb = if method == "post" { "tiny-llama:countTokens" } else { "tiny-llama" };
+            let path = format!("{}?api-version=1", path.replace("{model}", verb).replace(['{', '}'], ""));
+            let response = request(server.at, &method.to_uppercase(), &path, &[], b"{}");
+            let text = response.text();
+            assert!(response.status != 405 && !text.contains("There is no route"), "{method} {path}: {text}");
+            assert!(response.status < 500, "{method} {path}: {text}");
+        }
+    }
+}

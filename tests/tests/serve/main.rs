@@ -3,6 +3,7 @@
 
 mod anthropic;
 mod azure;
+mod bedrock;
 mod chat;
 mod completions;
 mod door;
@@ -11,4 +12,5 @@ mod gemini;
 mod input;
 mod life;
 mod ollama;
+mod responses;
 mod server;

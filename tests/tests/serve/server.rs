@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::{Mutex, mpsc};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use dualgauge::{Engine, EngineConfig, Frontend};
 use dualgauge_kernels::{NullOptions, null_with};
@@ -19,6 +19,8 @@ pub const MODEL: &str = "tiny-llama";
 pub struct Options {
     pub null: NullOptions,
     pub keys: &'static [&'static str],
+    pub aliases: &'static [&'static str],
+    pub clock: fn() -> SystemTime,
     pub max_num_seqs: usize,
     pub max_queue: usize,
     pub drain: Duration,
@@ -30,6 +32,8 @@ impl Default for Options {
         Self {
             null: NullOptions::default(),
             keys: &[],
+            aliases: &[],
+            clock: SystemTime::now,
             max_num_seqs: 64,
             max_queue: 256,
             drain: Duration::from_secs(30),
@@ -66,6 +70,8 @@ impl Running {
         let context = engine.max_model_len();
         let mut app = App::new(Frontend::new(engine, text.into()), MODEL);
         app.keys = Keys::new(options.keys.iter().copied());
+        app.aliases = options.aliases.iter().map(|a| (*a).to_owned()).collect();
+        app.clock = options.clock;
         app.limits = options.limits;
         app.drain_timeout = options.drain;
 

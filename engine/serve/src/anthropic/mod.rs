@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::error::ApiError;
 
-pub(crate) use routes::{model, models, routes};
+pub(crate) use routes::{answer, count_body, model, models, routes};
 
 /// An error as the API writes it, whole or as an event of a stream.
 pub(crate) fn error_body(error: &ApiError, id: &str) -> Value {

@@ -33,6 +33,11 @@ pub fn routes() -> Router<Arc<Server>> {
 }
 
 async fn messages(State(server): State<Arc<Server>>, body: Body) -> Result<Response, ApiError> {
+    answer(server, body).await
+}
+
+/// Answers a Messages body.
+pub async fn answer(server: Arc<Server>, body: Body) -> Result<Response, ApiError> {
     let submit = |server: &Server, body: &[u8]| {
         let job = convert::job(server, parse(body)?, false)?;
         let generation = start(server, "messages", job.request)?;
@@ -51,11 +56,14 @@ async fn messages(State(server): State<Arc<Server>>, body: Body) -> Result<Respo
 }
 
 async fn count_tokens(State(server): State<Arc<Server>>, body: Body) -> Result<Response, ApiError> {
-    let counted = accept(&server, body, |server, body| {
-        let job = convert::job(server, parse(body)?, true)?;
-        count(server, "messages", &job.request)
-    });
-    Ok(axum::Json(json!({"input_tokens": counted.await?})).into_response())
+    let counted = accept(&server, body, count_body).await?;
+    Ok(axum::Json(json!({"input_tokens": counted})).into_response())
+}
+
+/// Tokens of the prompt of a Messages body.
+pub fn count_body(server: &Server, body: &[u8]) -> Result<usize, ApiError> {
+    let job = convert::job(server, parse(body)?, true)?;
+    count(server, "messages", &job.request)
 }
 
 pub async fn models(State(server): State<Arc<Server>>) -> Response {

@@ -5,15 +5,17 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::body::Body;
-use axum::extract::{Path, RawQuery, State};
-use axum::http::{StatusCode, Uri};
-use axum::response::Response;
+use axum::extract::{Path, Request, State};
+use axum::http::StatusCode;
+use axum::middleware::{Next, from_fn};
+use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use serde_json::Value;
 
 use crate::app::Server;
 use crate::error::ApiError;
 use crate::openai::{self, Shape};
+use crate::responses;
 
 pub(crate) fn routes() -> Router<Arc<Server>> {
     const DEPLOYMENT: &str = "/openai/deployments/{deployment}";
@@ -21,8 +23,10 @@ pub(crate) fn routes() -> Router<Arc<Server>> {
         .route(&format!("{DEPLOYMENT}/chat/completions"), post(chat_completions))
         .route(&format!("{DEPLOYMENT}/completions"), post(completions))
         .route(&format!("{DEPLOYMENT}/embeddings"), post(embeddings))
-        .route("/openai/models", get(models))
-        .route("/openai/models/{*id}", get(model))
+        .route("/openai/models", get(openai::models))
+        .route("/openai/models/{*id}", get(openai::model))
+        .merge(responses::versioned())
+        .route_layer(from_fn(versioned))
 }
 
 /// An error as the API writes it: OpenAI's, and its code is always a string.
@@ -38,58 +42,37 @@ pub(crate) fn error_body(error: &ApiError) -> Value {
     body
 }
 
-type Deployment = Path<String>;
-
 async fn chat_completions(
     State(server): State<Arc<Server>>,
-    Path(name): Deployment,
-    query: RawQuery,
-    uri: Uri,
+    Path(deployment): Path<String>,
     body: Body,
 ) -> Result<Response, ApiError> {
-    versioned(&query, &uri)?;
-    openai::generate(server, body, Shape::Chat, Some(name)).await
+    openai::generate(server, body, Shape::Chat, Some(deployment)).await
 }
 
 async fn completions(
     State(server): State<Arc<Server>>,
-    Path(name): Deployment,
-    query: RawQuery,
-    uri: Uri,
+    Path(deployment): Path<String>,
     body: Body,
 ) -> Result<Response, ApiError> {
-    versioned(&query, &uri)?;
-    openai::generate(server, body, Shape::Completion, Some(name)).await
+    openai::generate(server, body, Shape::Completion, Some(deployment)).await
 }
 
 async fn embeddings(
     State(server): State<Arc<Server>>,
-    Path(name): Deployment,
-    query: RawQuery,
-    uri: Uri,
+    Path(deployment): Path<String>,
     body: Body,
 ) -> Result<Response, ApiError> {
-    versioned(&query, &uri)?;
-    openai::embed(server, body, Some(name)).await
-}
-
-async fn models(server: State<Arc<Server>>, query: RawQuery, uri: Uri) -> Result<Response, ApiError> {
-    versioned(&query, &uri)?;
-    Ok(openai::models(server).await)
-}
-
-async fn model(server: State<Arc<Server>>, id: Path<String>, query: RawQuery, uri: Uri) -> Result<Response, ApiError> {
-    versioned(&query, &uri)?;
-    openai::model(server, id).await
+    openai::embed(server, body, Some(deployment)).await
 }
 
 /// Without a version these paths lead nowhere.
-fn versioned(RawQuery(query): &RawQuery, uri: &Uri) -> Result<(), ApiError> {
-    let pairs = query.iter().flat_map(|q| q.split('&'));
+async fn versioned(request: Request, next: Next) -> Response {
+    let pairs = request.uri().query().into_iter().flat_map(|q| q.split('&'));
     if pairs.filter_map(|pair| pair.strip_prefix("api-version=")).any(|version| !version.is_empty()) {
-        return Ok(());
+        return next.run(request).await;
     }
-    let message = format!("There is no route {} without ?api-version=.", uri.path());
+    let message = format!("There is no route {} without ?api-version=.", request.uri().path());
     let error = ApiError::new(StatusCode::NOT_FOUND, "invalid_request_error", message);
-    Err(ApiError { code: Some("not_found"), ..error })
+    ApiError { code: Some("not_found"), ..error }.into_response()
 }

@@ -88,6 +88,11 @@ impl Job {
         self.request.skip_special_tokens
     }
 
+    /// The request of the first choice.
+    pub fn first(&self) -> TextRequest {
+        self.choice(self.prompts.first().cloned().unwrap_or(Prompt::Tokens(vec![])), 0)
+    }
+
     fn choice(&self, prompt: Prompt, i: usize) -> TextRequest {
         let mut request = self.request.clone();
         request.prompt = prompt;

@@ -12,7 +12,7 @@ mod types;
 use crate::error::ApiError;
 
 pub(crate) use convert::Shape;
-pub(crate) use routes::{embed, generate, model, models, routes};
+pub(crate) use routes::{count_body, embed, generate, model, models, routes};
 
 /// An error as the API writes it, whole or as an event of a stream.
 pub(crate) fn error_body(error: &ApiError) -> serde_json::Value {

@@ -18,7 +18,7 @@ use super::{ApiError, messages, stream};
 use crate::app::Server;
 use crate::body::parse;
 use crate::ranges::token_ids;
-use crate::run::accept;
+use crate::run::{accept, count};
 use crate::stream::Choices;
 
 /// Below `/v1`, and below the base that clouds serve the same API at. `/v1/models` is shared with other APIs.
@@ -92,6 +92,12 @@ pub async fn generate(
     let Accepted { reply, choices, generations, stream } = accept(&server, body, submit).await?;
     let pieces = Choices::new(generations);
     if stream { stream::events(reply, choices, pieces).await } else { stream::whole(reply, choices, pieces).await }
+}
+
+/// Tokens of the prompt of a chat body.
+pub fn count_body(server: &Server, body: &[u8]) -> Result<usize, ApiError> {
+    let job = convert::chat(server, parse(body)?, parse::<Chat>(body)?)?;
+    count(server, "messages", &job.first())
 }
 
 /// A request that the engine has taken.
