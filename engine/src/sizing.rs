@@ -105,7 +105,11 @@ impl StartPlan {
         let block_bytes = kv_spec.block_bytes().max(1);
         let affordable = usize::try_from(budget / block_bytes).unwrap_or(usize::MAX);
         let all = max_num_seqs.saturating_mul(per_sequence).saturating_add(1);
-        let asked = config.kv_bytes.map(|bytes| usize::try_from(bytes / block_bytes).unwrap_or(usize::MAX));
+        // Of a model that keeps no K/V blocks are only numbers, and as many as are of use.
+        let asked = config
+            .kv_bytes
+            .filter(|_| !spec.kv_layers.is_empty())
+            .map(|bytes| usize::try_from(bytes / block_bytes).unwrap_or(usize::MAX));
         let blocks = match config.kv_blocks.or(asked) {
             Some(blocks) if blocks > affordable => {
                 let message = format!(

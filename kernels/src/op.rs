@@ -54,6 +54,8 @@ pub enum Act {
         negative: f32,
         beta: f32,
     },
+    /// `1 / (1 + exp(-x))`
+    Sigmoid,
     /// gpt-oss: gate clamped above at `limit`, up clamped to `±limit`, `gate * sigmoid(alpha * gate) * (up + 1)`.
     ClampedSwiglu {
         alpha: f32,

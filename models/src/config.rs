@@ -69,7 +69,12 @@ impl Config {
         }
         let context = keys.size("max_position_embeddings")?;
         let rope = RopeConfig::read(&keys, head_dim, context, Some("full_attention"))?;
-        let (vocab, layers) = (keys.size("vocab_size")?, keys.size("num_hidden_layers")?);
+        let listed = keys.texts("layers_block_type")?.map(|kinds| kinds.len());
+        let layers = match (keys.maybe_size("num_hidden_layers")?, listed) {
+            (None, Some(listed)) => listed,
+            _ => keys.size("num_hidden_layers")?,
+        };
+        let vocab = keys.size("vocab_size")?;
         if layers > MAX_LAYERS {
             return Err(keys.fail("num_hidden_layers", format!("{layers} is more than {MAX_LAYERS}")));
         }
@@ -93,6 +98,14 @@ impl Config {
             eos: eos(&keys, vocab)?,
             keys,
         })
+    }
+
+    /// The activation under a key of its own.
+    ///
+    /// # Errors
+    /// When it is missing or not known.
+    pub fn act_of(&self, key: &str) -> Result<Act> {
+        act_of(&self.keys, key)
     }
 
     /// Which layers have a sliding window: by `layer_types` where the file states them, else as `otherwise` says.
@@ -146,7 +159,10 @@ fn norm_eps(keys: &Keys) -> Result<f32> {
 }
 
 fn act(keys: &Keys) -> Result<Act> {
-    let key = if keys.value("hidden_activation").is_some() { "hidden_activation" } else { "hidden_act" };
+    act_of(keys, if keys.value("hidden_activation").is_some() { "hidden_activation" } else { "hidden_act" })
+}
+
+fn act_of(keys: &Keys, key: &str) -> Result<Act> {
     match keys.text(key)? {
         Some("silu" | "swish") => Ok(Act::Silu),
         Some("gelu") => Ok(Act::Gelu),

@@ -175,6 +175,17 @@ impl<'a> Loader<'a> {
         Ok(values)
     }
 
+    /// The numbers of a tensor of this shape, which stay on the host.
+    ///
+    /// # Errors
+    /// When it is missing or has another shape.
+    pub fn values_of(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+        let (found, tensor) = self.read(name, shape)?;
+        let values = tensor.to_f32();
+        self.finished(&[found], tensor.bytes.len() as u64);
+        Ok(values)
+    }
+
     /// The vector `[len]`, kept as f32.
     ///
     /// # Errors
@@ -306,6 +317,24 @@ impl<'a> Loader<'a> {
         let shape = if turn { [heads, inner, rows.len()] } else { [heads, rows.len(), inner] };
         let bytes = format::encode(format, &taken);
         self.upload(HostTensor::new(name.to_string(), shape, format, bytes)?)
+    }
+
+    /// These rows of a matrix `[out, inner]`, one after another, as a matrix.
+    ///
+    /// # Errors
+    /// As [`Self::matrix`].
+    pub fn matrix_of_rows(&mut self, name: &str, out: usize, inner: usize, rows: &[Range<usize>]) -> Result<Weight> {
+        let (_, tensor) = self.read(name, &[out, inner])?;
+        let each = tensor.bytes.len() / out;
+        if tensor.format.bytes(inner) != Some(each) {
+            return Err(self.fail(name, format!("is {}, whose rows do not lie by themselves", tensor.format)));
+        }
+        let bytes: Vec<u8> = rows.iter().flat_map(|r| &tensor.bytes[r.start * each..r.end * each]).copied().collect();
+        let count: usize = rows.iter().map(Range::len).sum();
+        let done = bytes.len() as u64;
+        let weight = self.upload(HostTensor::new(name.to_string(), [count, inner], tensor.format, bytes)?)?;
+        self.finished(&[], done);
+        Ok(weight)
     }
 
     /// A matrix `[rows, len]` as one vector, kept as f32: biases of experts.

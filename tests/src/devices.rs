@@ -113,6 +113,11 @@ impl TestDevice {
         self.spec.cuda.library.is_some()
     }
 
+    /// Runs the operations that keep a state of each sequence.
+    pub fn keeps_state(&self) -> bool {
+        matches!(self.spec.kind, DeviceKind::Cpu | DeviceKind::Reference)
+    }
+
     /// Computes as exactly as f32 allows.
     pub fn is_exact(&self) -> bool {
         self.spec.precision == Precision::Exact || self.spec.kind == DeviceKind::Reference

@@ -98,7 +98,7 @@ impl Driver {
         let id = self.backend.compile(&program).expect("compiles");
         let ticket = self.backend.launch(id, &batch).expect("starts");
         self.backend.wait(ticket).expect("runs");
-        let values = hidden_values(&program, self.model.spec().kv_layers.len());
+        let values = hidden_values(&program);
         let probes = values.into_iter().map(|v| self.backend.probe(id, v).expect("can be looked at")).collect();
         self.backend.release(id);
         probes
@@ -121,7 +121,9 @@ impl Driver {
 }
 
 /// The embedding; the last value each layer records outside of its parts; what the head multiplies.
-fn hidden_values(program: &Program, layers: usize) -> Vec<Value> {
+fn hidden_values(program: &Program) -> Vec<Value> {
+    let layer = |path: &str| path.strip_prefix("layers.")?.split('.').next()?.parse::<usize>().ok();
+    let layers = program.nodes.iter().filter_map(|n| layer(&n.path)).max().expect("every model has layers") + 1;
     let last = |wanted: &dyn Fn(&dualgauge_kernels::Node) -> bool| {
         let found = program.nodes.iter().rposition(wanted).expect("every model has these");
         Value(found as u32)

@@ -103,13 +103,44 @@ fn off(held: &[f32], wanted: &[f32]) -> f32 {
     held.iter().zip(wanted).map(|(h, w)| (h - w).abs()).fold(0.0, |m, d| if d.is_nan() { f32::NAN } else { m.max(d) })
 }
 
-fn check(what: &str, generated: &Generated, prompt: &Prompt) {
+/// Fixtures of models that keep a state of each sequence, and how far their logits may be off: the library sums
+/// recurrences by chunks, in another order.
+const RECURRENT: &[(&str, f32)] = &[
+    ("bamba", 1e-3),
+    ("falcon_h1", 1e-3),
+    ("granitemoehybrid", 1e-3),
+    ("lfm2", 2e-4),
+    ("lfm2_moe", 2e-4),
+    ("mamba2", 1e-3),
+    ("nemotron_h", 1e-3),
+    ("qwen3_5", 1e-3),
+    ("qwen3_next", 1e-3),
+];
+
+fn recurrent(name: &str) -> Option<f32> {
+    RECURRENT.iter().find(|(of, _)| *of == name).map(|(_, allowed)| *allowed)
+}
+
+/// Says so by name when the device cannot run the fixture.
+fn lacks(device: &TestDevice, golden: &Golden) -> bool {
+    let lacks = recurrent(&golden.name).is_some() && !device.keeps_state();
+    if lacks {
+        eprintln!("skipped {} on {}: it keeps no state of sequences", golden.name, device.name);
+    }
+    lacks
+}
+
+fn check(what: &str, generated: &Generated, prompt: &Prompt, allowed: f32) {
     let off = off(&generated.logits[0], &prompt.logits);
-    assert!(off <= 2e-4, "{what}: logits are off by {off:e}");
+    assert!(off <= allowed, "{what}: logits are off by {off:e}");
     assert_eq!(generated.ids, prompt.greedy, "{what}: greedy tokens");
 }
 
 fn reproduces(golden: &Golden, device: &TestDevice) {
+    if lacks(device, golden) {
+        return;
+    }
+    let allowed = recurrent(&golden.name).unwrap_or(2e-4);
     let prompts = golden.prompts();
     let ids: Vec<&[u32]> = prompts.iter().map(|p| p.ids.as_slice()).collect();
     let mut driver = Driver::load(device, &golden.folder, BLOCKS);
@@ -117,7 +148,7 @@ fn reproduces(golden: &Golden, device: &TestDevice) {
     for (i, prompt) in prompts.iter().enumerate() {
         let what = format!("{} on {}, prompt {i}", golden.name, device.name);
         alone.extend(driver.greedy(&[&prompt.ids], 24, usize::MAX, None));
-        check(&format!("{what} alone"), &alone[i], prompt);
+        check(&format!("{what} alone"), &alone[i], prompt, allowed);
     }
     // The reference is slow: one cut is enough there.
     let chunks = if device.name == "reference" { &[13][..] } else { &[usize::MAX, 13][..] };
@@ -125,7 +156,7 @@ fn reproduces(golden: &Golden, device: &TestDevice) {
         let together = driver.greedy(&ids, 24, chunk, None);
         for (i, prompt) in prompts.iter().enumerate() {
             let what = format!("{} on {}, prompt {i} side by side, chunks of {chunk}", golden.name, device.name);
-            check(&what, &together[i], prompt);
+            check(&what, &together[i], prompt, allowed);
             let same = together[i].logits.iter().flatten().zip(alone[i].logits.iter().flatten());
             let same = same.into_iter().all(|(a, b)| a.to_bits() == b.to_bits());
             // The reference multiplies through a library whose sums depend on the number of rows.
@@ -161,7 +192,7 @@ fn native_precision_stays_close() {
         if device.is_exact() {
             return;
         }
-        for golden in Golden::own() {
+        for golden in Golden::own().into_iter().filter(|golden| !lacks(device, golden)) {
             let mut driver = Driver::load(device, &golden.folder, BLOCKS);
             for (i, prompt) in golden.prompts().iter().enumerate() {
                 let what = format!("{} on {}, prompt {i}", golden.name, device.name);
@@ -183,25 +214,35 @@ fn hidden_states_are_reproduced() {
         if !device.is_exact() {
             return;
         }
-        for golden in Golden::own() {
+        for golden in Golden::own().into_iter().filter(|golden| !lacks(device, golden)) {
             let hidden = &golden.expected["hidden"];
             let prompt = &golden.prompts()[hidden["prompt"].as_u64().unwrap() as usize];
             let held = Driver::load(device, &golden.folder, BLOCKS).hidden(&prompt.ids);
             let wanted = hidden["layers"].as_array().unwrap();
             assert_eq!(held.len(), wanted.len());
-            for (held, wanted) in held.iter().zip(wanted) {
+            // The library lists Mamba 2 without the embedding, and with the last layer before the norm.
+            let places: Vec<(usize, usize)> = match golden.name.as_str() {
+                "mamba2" => vec![(1, 0), (2, 1), (3, 3)],
+                _ => (0..wanted.len()).map(|i| (i, i)).collect(),
+            };
+            for (held, wanted) in places.into_iter().map(|(h, w)| (&held[h], &wanted[w])) {
                 let what = format!("{} on {}, layer {}", golden.name, device.name, wanted["index"]);
                 let number = |key: &str| wanted[key].as_f64().unwrap();
                 let values: Vec<f64> = held.values.iter().map(|v| f64::from(*v)).collect();
                 let sum: f64 = values.iter().sum();
                 let l2 = values.iter().map(|v| v * v).sum::<f64>().sqrt();
                 let mean = values.iter().map(|v| v.abs()).sum::<f64>() / values.len() as f64;
-                assert!((sum - number("sum")).abs() < 1e-2, "{what}: sum {sum}");
+                // The file has six digits: of what is large it says no more than a hundred-thousandth.
+                let digits = |absolute: f64, largest: f64| absolute.max(1e-5 * largest);
+                assert!((sum - number("sum")).abs() < digits(1e-2, sum.abs()), "{what}: sum {sum}");
                 assert!((l2 / number("l2") - 1.0).abs() < 1e-4, "{what}: l2 {l2}");
                 assert!((mean / number("abs_mean") - 1.0).abs() < 1e-4, "{what}: mean {mean}");
                 let last = &held.values[held.values.len() - held.shape.last()..];
-                assert!(off(&held.values[..8], &numbers(&wanted["first8"])) < 2e-4, "{what}: first position");
-                assert!(off(&last[..8], &numbers(&wanted["last8"])) < 2e-4, "{what}: last position");
+                for (place, held) in [("first8", &held.values[..8]), ("last8", &last[..8])] {
+                    let largest = held.iter().fold(0.0f32, |m, v| m.max(v.abs()));
+                    let allowed = digits(2e-4, largest.into()) as f32;
+                    assert!(off(held, &numbers(&wanted[place])) < allowed, "{what}: {place}");
+                }
             }
         }
     });

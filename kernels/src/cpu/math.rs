@@ -111,6 +111,7 @@ pub(crate) fn act<L: Lanes>(act: Act, gate: L, up: Option<L>) -> L {
             let below = exp(s(XIELU_EDGE).min(gate)).sub(s(1.0)).sub(gate).mul(s(negative));
             above.keep(gate.above(zero), below).add(gate.mul(s(beta)))
         }
+        Act::Sigmoid => sigmoid(gate),
         Act::ClampedSwiglu { alpha, limit } => {
             let gate = s(limit).min(gate);
             gate.mul(sigmoid(gate.mul(s(alpha))))

@@ -94,6 +94,9 @@ impl Planner<'_> {
             }
             Op::Rope { x, spec } => self.rope(out, x, spec, shape),
             Op::Attention { q, k, v: values, spec } => self.attention(out, [q, k, values], spec, shape),
+            Op::GatedAct { act: Act::Sigmoid, .. } => {
+                Err(Error::Unsupported { device: "cuda", what: "the activation sigmoid".into() })
+            }
             Op::GatedAct { gate, up, act } => {
                 let up = up.map_or(Address(0), |up| self.at(up));
                 let gate = self.at(gate);
@@ -418,6 +421,7 @@ fn number(act: Act) -> u32 {
         Act::Relu2 => 4,
         Act::ClampedSwiglu { .. } => 5,
         Act::Xielu { .. } => 6,
+        Act::Sigmoid => unreachable!("refused before it is numbered: this is a bug"),
     }
 }
 

@@ -111,6 +111,7 @@ pub fn gated_act(gate: &Tensor, up: Option<&Tensor>, act: Act) -> Result<Tensor>
             let below = times(&below.mul(&gate.le(0.0)?.to_dtype(candle_core::DType::F32)?)?, negative)?;
             ((above + below)? + times(gate, beta)?)?
         }
+        Act::Sigmoid => sigmoid(gate)?,
         Act::ClampedSwiglu { alpha, limit } => {
             let up = up.expect("the recorder asks for an up value: this is a bug");
             let gate = gate.clamp(f32::NEG_INFINITY, limit)?;

@@ -1,7 +1,7 @@
 //! Owns multi-head attention with its projections: grouped heads, biases, norms on queries and keys, rotation, window,
 //! soft cap, sinks. Each is an explicit option; it knows no family.
 
-use dualgauge_kernels::{AttnSpec, KvLayer, Recorder, RopeSpec, Temperature, Value};
+use dualgauge_kernels::{Act, AttnSpec, KvLayer, Recorder, RopeSpec, Temperature, Value};
 
 use super::{Linear, Norm, NormKind, Part};
 use crate::loader::Loader;
@@ -15,6 +15,8 @@ pub struct AttentionOptions {
     pub kv_heads: usize,
     pub head_dim: usize,
     pub projections: Projections,
+    /// The query's matrix has a gate beside each head, whose sigmoid multiplies what the head sees. Split projections.
+    pub gated: bool,
     pub names: AttentionNames,
     /// Biases on query, key and value.
     pub bias: bool,
@@ -95,6 +97,7 @@ impl AttentionOptions {
             kv_heads: config.kv_heads,
             head_dim: config.head_dim,
             projections: Projections::Split,
+            gated: false,
             names: AttentionNames::USUAL,
             bias: config.attention_bias,
             out_bias: config.attention_bias,
@@ -141,9 +144,11 @@ impl Attention {
         let names = o.names;
         let mut load = |name: &str, out| Linear::load(loader, &part(name), out, o.hidden, o.bias);
         let qkv = match o.projections {
-            Projections::Split => {
-                Qkv::Split { q: load(names.q, q_width)?, k: load(names.k, kv_width)?, v: load(names.v, kv_width)? }
-            }
+            Projections::Split => Qkv::Split {
+                q: load(names.q, q_width << u32::from(o.gated))?,
+                k: load(names.k, kv_width)?,
+                v: load(names.v, kv_width)?,
+            },
             Projections::KeysAreValues => {
                 let (q, k) = (load(names.q, q_width)?, load(names.k, kv_width)?);
                 Qkv::Split { q, k, v: k }
@@ -184,10 +189,17 @@ impl Part for Attention {
         let (q_width, kv_width) = (o.heads * o.head_dim, o.kv_heads * o.head_dim);
         let tokens = g.shape().tokens;
         let heads = |x, heads| g.reshape(x, [tokens, heads, o.head_dim]);
+        let mut gate = None;
         let (q, k, v) = match (&self.qkv, o.projections) {
             (Qkv::Split { q, k, .. }, Projections::KeysAreValues) => {
                 let k = k.forward(g, x);
                 (q.forward(g, x), k, k)
+            }
+            (Qkv::Split { q, k, v }, _) if o.gated => {
+                let both = g.reshape(q.forward(g, x), [tokens, o.heads, 2 * o.head_dim]);
+                let part = |at| g.reshape(g.narrow(both, at * o.head_dim, o.head_dim), [tokens, q_width]);
+                gate = Some(part(1));
+                (part(0), k.forward(g, x), v.forward(g, x))
             }
             (Qkv::Split { q, k, v }, _) => (q.forward(g, x), k.forward(g, x), v.forward(g, x)),
             (Qkv::Fused(all), Projections::ByHead(_)) => {
@@ -224,7 +236,8 @@ impl Part for Attention {
             _ => rotated((q, k)),
         };
         let seen = g.attention(q, k, v, self.spec); // [tokens, heads, head_dim]
-        self.out.forward(g, g.reshape(seen, [tokens, q_width]))
+        let seen = g.reshape(seen, [tokens, q_width]);
+        self.out.forward(g, gate.map_or(seen, |gate| g.gated_act(gate, seen, Act::Sigmoid)))
     }
     fn kv(&self) -> Option<KvLayer> {
         let o = &self.options;

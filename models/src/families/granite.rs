@@ -60,7 +60,7 @@ fn moe(c: &Config, loader: &mut Loader<'_>) -> Result<Box<dyn Model>> {
     })
 }
 
-fn multipliers(c: &Config) -> Result<DecoderOptions> {
+pub(super) fn multipliers(c: &Config) -> Result<DecoderOptions> {
     let scale = |key: &str| Ok::<_, crate::Error>(c.keys.positive(key)? as f32);
     Ok(DecoderOptions {
         embed_scale: scale("embedding_multiplier")?,

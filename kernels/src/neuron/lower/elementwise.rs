@@ -130,6 +130,7 @@ impl Lowering<'_> {
                 let slope = self.scaled(x, beta);
                 self.b.binary(Binary::Add, bent, slope)
             }
+            Act::Sigmoid => self.b.unary(Unary::Logistic, x),
             Act::ClampedSwiglu { .. } => unreachable!("the recorder gives it an up value: this is a bug"),
         }
     }
