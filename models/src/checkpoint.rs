@@ -22,6 +22,7 @@ pub struct Checkpoint {
     pub name: String,
     pub config: Config,
     family: &'static Family,
+    left_out: Vec<&'static str>,
     weights: Weights,
     path: PathBuf,
 }
@@ -42,6 +43,11 @@ impl Checkpoint {
     /// Name of the family in the registry.
     pub fn family(&self) -> &'static str {
         self.family.name
+    }
+
+    /// Parts of a wrapped model that are not loaded: `vision`, `audio`. It answers text alone.
+    pub fn left_out(&self) -> &[&'static str] {
+        &self.left_out
     }
 
     /// Bytes of the weights in the files.
@@ -87,10 +93,13 @@ impl Checkpoint {
         let Some(text) = read_text(&folder.join(CONFIG), MAX_CONFIG_BYTES)? else {
             return Err(Error::file(CONFIG, "not found in the model folder; a folder needs it beside its safetensors"));
         };
-        let keys = Keys::parse(CONFIG, &text)?;
+        let whole = Keys::parse(CONFIG, &text)?;
+        let left_out = ["vision", "audio"].into_iter().filter(|part| whole.states(&format!("{part}_config"))).collect();
+        let (keys, wrapped) = whole.unwrapped()?;
         let quantised = keys.object("quantization_config")?;
         let architectures = keys.texts("architectures")?.unwrap_or_default();
-        let family = Family::of_config(&architectures, keys.text("model_type")?)?;
+        let find = if wrapped { Family::of_wrapped } else { Family::of_config };
+        let family = find(&architectures, keys.text("model_type")?)?;
         let mut config = Config::new(keys, family)?;
         if let Some(text) = read_text(&folder.join(GENERATION), MAX_CONFIG_BYTES)? {
             let ids = eos(&Keys::parse(GENERATION, &text)?, config.vocab)?;
@@ -105,7 +114,7 @@ impl Checkpoint {
         };
         // A folder given as `.` has a name, too.
         let name = std::fs::canonicalize(folder).map_or_else(|_| file_name(folder), |path| file_name(&path));
-        Ok(Self { name, config, family, weights, path: folder.to_path_buf() })
+        Ok(Self { name, config, family, left_out, weights, path: folder.to_path_buf() })
     }
 
     fn open_gguf(path: &Path) -> Result<Self> {
@@ -114,6 +123,6 @@ impl Checkpoint {
         let family = Family::of_gguf(&architecture)?;
         let config = Config::new(Keys::new(file.name(), file.config()?).of_gguf(&architecture), family)?;
         let name = file_name(path).trim_end_matches(".gguf").to_string();
-        Ok(Self { name, config, family, weights: Weights::Gguf(file), path: path.to_path_buf() })
+        Ok(Self { name, config, family, left_out: vec![], weights: Weights::Gguf(file), path: path.to_path_buf() })
     }
 }

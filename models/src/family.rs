@@ -85,6 +85,18 @@ impl Family {
         }
     }
 
+    /// The family of a wrapped model's text: by the wrapper's `architectures`, else by the text's own `model_type`.
+    ///
+    /// # Errors
+    /// [`Error::Architecture`] for a name that is not known.
+    pub(crate) fn of_wrapped(architectures: &[&str], text_type: Option<&str>) -> Result<&'static Self> {
+        let own = |kind: &str| FAMILIES.iter().find(|f| f.name == kind || kind.strip_suffix("_text") == Some(f.name));
+        match (Self::of_config(architectures, text_type), text_type.and_then(own)) {
+            (Err(_), Some(family)) => Ok(family),
+            (found, _) => found,
+        }
+    }
+
     /// The family of a GGUF architecture.
     ///
     /// # Errors

@@ -86,6 +86,9 @@ pub fn start(args: &Args, mut timeline: Timeline, random: (u64, u64)) -> Result<
     let checkpoint = Checkpoint::open(&path)?;
     let (model, text) = load(&checkpoint, backend.as_mut(), args.dtype, &mut progress)?;
     let name = served_name(asked, &checkpoint.name);
+    for part in checkpoint.left_out() {
+        say("note", format!("the {part} part of the checkpoint is left out: the model reads and writes text alone"));
+    }
     drop(checkpoint);
     timeline.step("load");
 

@@ -67,6 +67,21 @@ impl Keys {
         self
     }
 
+    /// The keys of the text model, where these are those of a wrapped one, which is said beside them. What the text model
+    /// leaves out and the wrapper states is of the whole.
+    ///
+    /// # Errors
+    /// When `text_config` is no object.
+    pub(crate) fn unwrapped(self) -> Result<(Self, bool)> {
+        let Some(mut text) = self.object("text_config")? else { return Ok((self, false)) };
+        for key in ["architectures", "eos_token_id", "bos_token_id", "tie_word_embeddings", "quantization_config"] {
+            if let (false, Some(value)) = (text.states(key), self.map.get(key)) {
+                text.map.insert(key.into(), value.clone());
+            }
+        }
+        Ok((text, true))
+    }
+
     /// Name of the file, for errors.
     pub fn file(&self) -> &str {
         &self.file

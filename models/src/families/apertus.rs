@@ -12,7 +12,7 @@ use crate::{Config, Model, Result};
 pub(crate) const FAMILY: Family = Family {
     name: "apertus",
     architectures: &["ApertusForCausalLM"],
-    gguf: &[],
+    gguf: &["apertus"],
     gguf_interleaved: false,
     defaults: r#"{
         "vocab_size": 131072, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
@@ -40,7 +40,7 @@ fn build(c: &Config, loader: &mut Loader<'_>) -> Result<Box<dyn Model>> {
     let shape = MlpShape::Plain { up: "up_proj", down: "down_proj" };
     Decoder::load(c, loader, FAMILY.name, &options, |loader, i, at| {
         let act = match c.act {
-            Act::Xielu { .. } => xielu(loader, &format!("{at}.mlp.act_fn"))?,
+            Act::Xielu { .. } => xielu(c, loader, i, &format!("{at}.mlp.act_fn"))?,
             other => other,
         };
         let mlp = MlpOptions { shape, act, ..MlpOptions::of(c) };
@@ -49,9 +49,16 @@ fn build(c: &Config, loader: &mut Loader<'_>) -> Result<Box<dyn Model>> {
     })
 }
 
-/// As the layer learned it: two bends are stored as what softplus makes them of.
-fn xielu(loader: &mut Loader<'_>, at: &str) -> Result<Act> {
-    let mut number = |name: &str| Ok::<_, crate::Error>(loader.values(&format!("{at}.{name}"), 1)?[0]);
+/// As the layer learned it: two bends are stored as what softplus makes them of. GGUF files keep them beside the tensors.
+fn xielu(c: &Config, loader: &mut Loader<'_>, layer: usize, at: &str) -> Result<Act> {
+    let mut number = |name: &str| {
+        let key = format!("xielu_{name}");
+        match c.keys.numbers(&key)? {
+            Some(all) if all.len() == c.layers => Ok(all[layer] as f32),
+            Some(all) => Err(c.keys.fail(&key, format!("{} entries for {} layers", all.len(), c.layers))),
+            None => Ok(loader.values(&format!("{at}.{name}"), 1)?[0]),
+        }
+    };
     let softplus = |x: f32| if x > 20.0 { x } else { x.exp().ln_1p() };
     let beta = number("beta")?;
     let (positive, negative) = (softplus(number("alpha_p")?), beta + softplus(number("alpha_n")?));

@@ -8,7 +8,7 @@ use crate::{Config, Model, Result};
 pub(crate) const FAMILY: Family = Family {
     name: "arcee",
     architectures: &["ArceeForCausalLM"],
-    gguf: &[],
+    gguf: &["arcee"],
     gguf_interleaved: true,
     defaults: r#"{
         "vocab_size": 32000, "hidden_size": 2560, "intermediate_size": 18432, "num_hidden_layers": 32,

@@ -11,7 +11,7 @@ use crate::{Config, Model, Result};
 pub(crate) const COHERE: Family = Family {
     name: "cohere",
     architectures: &["CohereForCausalLM"],
-    gguf: &[],
+    gguf: &["command-r"],
     gguf_interleaved: true,
     defaults: r#"{
         "vocab_size": 256000, "hidden_size": 8192, "intermediate_size": 22528, "num_hidden_layers": 40,
@@ -25,7 +25,7 @@ pub(crate) const COHERE: Family = Family {
 pub(crate) const COHERE2: Family = Family {
     name: "cohere2",
     architectures: &["Cohere2ForCausalLM"],
-    gguf: &[],
+    gguf: &["cohere2"],
     gguf_interleaved: true,
     defaults: r#"{
         "vocab_size": 256000, "hidden_size": 8192, "intermediate_size": 22528, "num_hidden_layers": 40,

@@ -10,7 +10,7 @@ use crate::{Config, Model, Result};
 pub(crate) const FAMILY: Family = Family {
     name: "ernie4_5",
     architectures: &["Ernie4_5ForCausalLM", "Ernie4_5_ForCausalLM"],
-    gguf: &[],
+    gguf: &["ernie4_5"],
     gguf_interleaved: true,
     defaults: r#"{
         "vocab_size": 103424, "hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 18,

@@ -8,7 +8,7 @@ use crate::{Config, Model, Result};
 pub(crate) const FAMILY: Family = Family {
     name: "exaone4",
     architectures: &["Exaone4ForCausalLM"],
-    gguf: &[],
+    gguf: &["exaone4"],
     gguf_interleaved: false,
     defaults: r#"{
         "vocab_size": 102400, "hidden_size": 4096, "intermediate_size": 16384, "num_hidden_layers": 32,

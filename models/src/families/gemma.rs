@@ -10,7 +10,7 @@ use crate::{Config, Model, Result, RopeConfig};
 pub(crate) const GEMMA: Family = Family {
     name: "gemma",
     architectures: &["GemmaForCausalLM"],
-    gguf: &[],
+    gguf: &["gemma"],
     gguf_interleaved: false,
     defaults: r#"{
         "vocab_size": 256000, "hidden_size": 3072, "intermediate_size": 24576, "num_hidden_layers": 28,
@@ -24,7 +24,7 @@ pub(crate) const GEMMA: Family = Family {
 pub(crate) const GEMMA2: Family = Family {
     name: "gemma2",
     architectures: &["Gemma2ForCausalLM"],
-    gguf: &[],
+    gguf: &["gemma2"],
     gguf_interleaved: false,
     defaults: r#"{
         "vocab_size": 256000, "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26,
@@ -39,7 +39,7 @@ pub(crate) const GEMMA2: Family = Family {
 pub(crate) const GEMMA3: Family = Family {
     name: "gemma3_text",
     architectures: &["Gemma3ForCausalLM", "Gemma3ForConditionalGeneration"],
-    gguf: &[],
+    gguf: &["gemma3"],
     gguf_interleaved: false,
     defaults: r#"{
         "vocab_size": 262208, "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26,
@@ -88,7 +88,13 @@ fn gemma3(c: &Config, loader: &mut Loader<'_>) -> Result<Box<dyn Model>> {
 /// The scale and the cap of scores, and the frame of Gemma 2 and 3.
 fn capped(c: &Config) -> Result<(f32, Option<f32>, DecoderOptions)> {
     let cap = |key: &str| Ok::<_, crate::Error>(c.keys.maybe_positive(key)?.map(|cap| cap as f32));
-    let scale = (c.keys.positive("query_pre_attn_scalar")? as f32).sqrt().recip();
+    let scale = match c.keys.is_gguf() {
+        // Such files leave it out: it is the size of a head but in the models of 27B, which have these many layers.
+        true if c.layers == 46 || c.layers == 62 => c.hidden as f64 / c.heads as f64,
+        true => c.head_dim as f64,
+        false => c.keys.positive("query_pre_attn_scalar")?,
+    };
+    let scale = (scale as f32).sqrt().recip();
     let logits_cap = cap("final_logit_softcapping")?;
     let options = DecoderOptions { layer_norms: LayerNorms::AROUND, logits_cap, ..frame(c) };
     Ok((scale, cap("attn_logit_softcapping")?, options))

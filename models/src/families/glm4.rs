@@ -10,7 +10,7 @@ use crate::{Config, Model, Result};
 pub(crate) const FAMILY: Family = Family {
     name: "glm4",
     architectures: &["Glm4ForCausalLM"],
-    gguf: &[],
+    gguf: &["glm4"],
     gguf_interleaved: true,
     defaults: r#"{
         "vocab_size": 151552, "hidden_size": 4096, "intermediate_size": 13696, "num_hidden_layers": 40,
@@ -30,7 +30,9 @@ const NORMS: LayerNorms = LayerNorms {
 };
 
 fn build(c: &Config, loader: &mut Loader<'_>) -> Result<Box<dyn Model>> {
-    let options = DecoderOptions { layer_norms: NORMS, ..DecoderOptions::USUAL };
+    // GGUF files have the norm after attention under the name that others have this one under.
+    let before_feed = if c.keys.is_gguf() { Some("pre_feedforward_layernorm") } else { NORMS.before_feed };
+    let options = DecoderOptions { layer_norms: LayerNorms { before_feed, ..NORMS }, ..DecoderOptions::USUAL };
     let shape = MlpShape::Fused { gate_up: "gate_up_proj", down: "down_proj" };
     Decoder::dense(c, loader, FAMILY.name, &options, |_, usual| {
         let rope = usual.rope.map(|rope| RopeSpec { interleaved: true, ..rope });

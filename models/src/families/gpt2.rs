@@ -12,7 +12,7 @@ use crate::{Config, Model, Result};
 pub(crate) const FAMILY: Family = Family {
     name: "gpt2",
     architectures: &["GPT2LMHeadModel"],
-    gguf: &[],
+    gguf: &["gpt2"],
     gguf_interleaved: false,
     defaults: r#"{
         "vocab_size": 50257, "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12,

@@ -11,7 +11,7 @@ use crate::{Config, Model, Result};
 pub(crate) const FAMILY: Family = Family {
     name: "gpt_neox",
     architectures: &["GPTNeoXForCausalLM"],
-    gguf: &[],
+    gguf: &["gptneox"],
     gguf_interleaved: false,
     defaults: r#"{
         "vocab_size": 50432, "hidden_size": 6144, "intermediate_size": 24576, "num_hidden_layers": 44,
@@ -35,7 +35,8 @@ const NAMES: DecoderNames = DecoderNames {
 fn build(c: &Config, loader: &mut Loader<'_>) -> Result<Box<dyn Model>> {
     let parallel = c.keys.flag("use_parallel_residual")?;
     let options = DecoderOptions { names: NAMES, norm: NormKind::LAYER, parallel, ..DecoderOptions::USUAL };
-    let projections = Projections::ByHead("query_key_value");
+    let fused = if c.keys.is_gguf() { Projections::Fused } else { Projections::ByHead };
+    let projections = fused("query_key_value");
     let names = AttentionNames { out: "dense", ..AttentionNames::USUAL };
     let shape = MlpShape::Plain { up: "dense_h_to_4h", down: "dense_4h_to_h" };
     Decoder::dense(c, loader, FAMILY.name, &options, |_, usual| {

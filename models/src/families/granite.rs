@@ -12,8 +12,8 @@ use crate::{Config, Model, Result};
 pub(crate) const FAMILY: Family = Family {
     name: "granite",
     architectures: &["GraniteForCausalLM"],
-    gguf: &[],
-    gguf_interleaved: false,
+    gguf: &["granite"],
+    gguf_interleaved: true,
     defaults: r#"{
         "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
         "num_attention_heads": 32, "hidden_act": "silu", "max_position_embeddings": 2048, "rms_norm_eps": 1e-6,

@@ -8,7 +8,7 @@ use crate::{Config, Model, Result};
 pub(crate) const FAMILY: Family = Family {
     name: "hunyuan_v1_dense",
     architectures: &["HunYuanDenseV1ForCausalLM"],
-    gguf: &[],
+    gguf: &["hunyuan-dense"],
     gguf_interleaved: false,
     defaults: r#"{
         "vocab_size": 290943, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,

@@ -9,7 +9,7 @@ use crate::{Config, Model, Result};
 pub(crate) const FAMILY: Family = Family {
     name: "nemotron",
     architectures: &["NemotronForCausalLM"],
-    gguf: &[],
+    gguf: &["nemotron"],
     gguf_interleaved: false,
     defaults: r#"{
         "vocab_size": 256000, "hidden_size": 6144, "intermediate_size": 24576, "num_hidden_layers": 32,

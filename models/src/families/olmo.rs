@@ -9,7 +9,7 @@ use crate::{Config, Model, Result, RopeConfig};
 pub(crate) const OLMO2: Family = Family {
     name: "olmo2",
     architectures: &["Olmo2ForCausalLM"],
-    gguf: &[],
+    gguf: &["olmo2"],
     gguf_interleaved: false,
     defaults: r#"{
         "vocab_size": 50304, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
@@ -33,14 +33,21 @@ pub(crate) const OLMO3: Family = Family {
     build: olmo3,
 };
 
+/// GGUF files of OLMo 3 call themselves OLMo 2, and state a window.
 fn olmo2(c: &Config, loader: &mut Loader<'_>) -> Result<Box<dyn Model>> {
+    if c.window.is_some() {
+        return olmo3(c, loader);
+    }
     Decoder::dense(c, loader, OLMO2.name, &FRAME, |_, usual| {
         (AttentionOptions { qk_norm: QK_NORM, ..usual }, MlpOptions::of(c))
     })
 }
 
 fn olmo3(c: &Config, loader: &mut Loader<'_>) -> Result<Box<dyn Model>> {
-    let slides = c.slides_but_every()?;
+    let slides = match c.keys.value("sliding_window_pattern") {
+        Some(_) => c.slides_but_every()?,
+        None => c.slides(|layer| !(layer + 1).is_multiple_of(4))?,
+    };
     let near = rope(loader, &RopeConfig::plain(c.rope.theta, c.head_dim))?;
     Decoder::dense(c, loader, OLMO3.name, &FRAME, |layer, usual| {
         let rope = if slides[layer] { Some(near) } else { usual.rope };

@@ -10,7 +10,7 @@ use crate::{Config, Model, Result};
 pub(crate) const FAMILY: Family = Family {
     name: "phi",
     architectures: &["PhiForCausalLM"],
-    gguf: &[],
+    gguf: &["phi2"],
     gguf_interleaved: false,
     defaults: r#"{
         "vocab_size": 51200, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 24,

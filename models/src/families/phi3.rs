@@ -8,7 +8,7 @@ use crate::{Config, Model, Result};
 pub(crate) const FAMILY: Family = Family {
     name: "phi3",
     architectures: &["Phi3ForCausalLM"],
-    gguf: &[],
+    gguf: &["phi3"],
     gguf_interleaved: false,
     defaults: r#"{
         "vocab_size": 32064, "hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 32,

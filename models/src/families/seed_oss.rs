@@ -8,7 +8,7 @@ use crate::{Config, Model, Result};
 pub(crate) const FAMILY: Family = Family {
     name: "seed_oss",
     architectures: &["SeedOssForCausalLM"],
-    gguf: &[],
+    gguf: &["seed_oss"],
     gguf_interleaved: false,
     defaults: r#"{
         "vocab_size": 155136, "hidden_size": 4096, "intermediate_size": 27648, "num_hidden_layers": 64,

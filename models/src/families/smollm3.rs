@@ -9,8 +9,8 @@ use crate::{Config, Model, Result};
 pub(crate) const FAMILY: Family = Family {
     name: "smollm3",
     architectures: &["SmolLM3ForCausalLM"],
-    gguf: &[],
-    gguf_interleaved: false,
+    gguf: &["smollm3"],
+    gguf_interleaved: true,
     defaults: r#"{
         "vocab_size": 128256, "hidden_size": 2048, "intermediate_size": 11008, "num_hidden_layers": 36,
         "num_attention_heads": 16, "num_key_value_heads": 4, "hidden_act": "silu", "max_position_embeddings": 32768,

@@ -8,7 +8,7 @@ use crate::{Config, Model, Result};
 pub(crate) const FAMILY: Family = Family {
     name: "stablelm",
     architectures: &["StableLmForCausalLM"],
-    gguf: &[],
+    gguf: &["stablelm"],
     gguf_interleaved: false,
     defaults: r#"{
         "vocab_size": 50304, "hidden_size": 2560, "intermediate_size": 6912, "num_hidden_layers": 32,

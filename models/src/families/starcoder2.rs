@@ -8,7 +8,7 @@ use crate::{Config, Model, Result};
 pub(crate) const FAMILY: Family = Family {
     name: "starcoder2",
     architectures: &["Starcoder2ForCausalLM"],
-    gguf: &[],
+    gguf: &["starcoder2"],
     gguf_interleaved: false,
     defaults: r#"{
         "vocab_size": 49152, "hidden_size": 3072, "intermediate_size": 12288, "num_hidden_layers": 30,

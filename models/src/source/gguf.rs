@@ -12,7 +12,7 @@ use std::path::Path;
 
 use candle_core::quantized::gguf_file::{Content, Value};
 use dualgauge_kernels::{Format, HostTensor, Shape};
-use serde_json::Map;
+use serde_json::{Map, json};
 
 use super::mapping::Mapping;
 use super::metadata::{Metadata, MetadataValue};
@@ -87,11 +87,32 @@ impl Gguf {
     pub(crate) fn config(&self) -> Result<Map<String, serde_json::Value>> {
         let mut config = names::config(&self.metadata, &self.architecture)?;
         config.insert("tie_word_embeddings".into(), (!self.tensors.contains_key("output.weight")).into());
-        for (key, tensor) in [("attention_bias", "blk.0.attn_q.bias"), ("mlp_bias", "blk.0.ffn_up.bias")] {
-            config.insert(key.into(), self.tensors.contains_key(tensor).into());
+        let biases = [
+            ("attention_bias", &["blk.0.attn_q.bias", "blk.0.attn_qkv.bias"][..]),
+            ("use_qkv_bias", &["blk.0.attn_q.bias"]),
+            ("use_bias", &["blk.0.attn_q.bias"]),
+            ("attention_out_bias", &["blk.0.attn_output.bias"]),
+            ("mlp_bias", &["blk.0.ffn_up.bias"]),
+        ];
+        for (key, tensors) in biases {
+            config.insert(key.into(), tensors.iter().any(|tensor| self.tensors.contains_key(*tensor)).into());
         }
-        if let Some(factors) = self.rope_factors()? {
+        if let Some(factors) = self.vector("rope_freqs.weight")? {
             config.insert("rope_factors".into(), factors.into());
+        }
+        // Of LongRoPE models: divisors for short and for long sequences.
+        if let (Some(short), Some(long)) =
+            (self.vector("rope_factors_short.weight")?, self.vector("rope_factors_long.weight")?)
+        {
+            let own = |key: &str| format!("{}.rope.scaling.{key}", self.architecture);
+            config.insert(
+                "rope_scaling".into(),
+                json!({
+                    "rope_type": "longrope", "short_factor": short, "long_factor": long,
+                    "original_max_position_embeddings": self.metadata.int(&own("original_context_length"))?,
+                    "attention_factor": self.metadata.float(&own("attn_factor"))?,
+                }),
+            );
         }
         Ok(config)
     }
@@ -138,11 +159,11 @@ impl Gguf {
         Some((name, entry.shape, entry.format, entry.range.clone()))
     }
 
-    /// Llama 3 files keep their rope scaling as one divisor a frequency.
-    fn rope_factors(&self) -> Result<Option<Vec<f32>>> {
-        let Some(entry) = self.tensors.get("rope_freqs.weight") else { return Ok(None) };
+    /// The numbers of a f32 vector, if the file has it: factors of frequencies, which Llama 3 files keep, too.
+    fn vector(&self, name: &str) -> Result<Option<Vec<f32>>> {
+        let Some(entry) = self.tensors.get(name) else { return Ok(None) };
         if entry.format != Format::F32 || entry.shape.rank() != 1 {
-            return Err(Error::file(self.name(), "tensor rope_freqs.weight is not a f32 vector"));
+            return Err(Error::file(self.name(), format!("tensor {name} is not a f32 vector")));
         }
         let bytes = self.map.bytes()[entry.range.clone()].chunks_exact(4);
         Ok(Some(bytes.map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()))

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use crate::Result;
-use crate::source::Metadata;
+use crate::source::{Metadata, MetadataValue};
 
 /// Hugging Face name of a layer's part, and GGUF's.
 const LAYER_PARTS: &[(&str, &str)] = &[
@@ -43,6 +43,28 @@ const LAYER_PARTS: &[(&str, &str)] = &[
     ("self_attn.kv_b_proj", "attn_kv_b"),
     ("self_attn.k_b_proj", "attn_k_b"),
     ("self_attn.v_b_proj", "attn_v_b"),
+    ("pre_feedforward_layernorm", "ffn_norm"),
+    ("post_feedforward_layernorm", "post_ffw_norm"),
+    ("post_self_attn_layernorm", "post_attention_norm"),
+    ("post_mlp_layernorm", "post_ffw_norm"),
+    ("attention_layernorm", "attn_norm"),
+    ("feedforward_layernorm", "ffn_norm"),
+    ("self_attn.query_layernorm", "attn_q_norm"),
+    ("self_attn.key_layernorm", "attn_k_norm"),
+    ("self_attn.dense", "attn_output"),
+    ("mlp.gate_up_proj", "ffn_up"),
+    ("mlp.fc1", "ffn_up"),
+    ("mlp.fc2", "ffn_down"),
+    ("mlp.c_fc", "ffn_up"),
+    ("mlp.c_proj", "ffn_down"),
+    ("ln_1", "attn_norm"),
+    ("ln_2", "ffn_norm"),
+    ("attn.c_attn", "attn_qkv"),
+    ("attn.c_proj", "attn_output"),
+    ("attention.query_key_value", "attn_qkv"),
+    ("attention.dense", "attn_output"),
+    ("mlp.dense_h_to_4h", "ffn_up"),
+    ("mlp.dense_4h_to_h", "ffn_down"),
 ];
 
 /// The same of tensors whose names do not end alike.
@@ -66,8 +88,21 @@ const EXPERT_PARTS: &[(&str, &str)] = &[
     ("w2", "ffn_down_exps"),
 ];
 
-const MODEL_PARTS: &[(&str, &str)] =
-    &[("model.embed_tokens", "token_embd"), ("model.norm", "output_norm"), ("lm_head", "output")];
+/// What stands before the index of a layer.
+const LAYERS: &[&str] = &["model.layers.", "transformer.h.", "gpt_neox.layers."];
+
+const MODEL_PARTS: &[(&str, &str)] = &[
+    ("model.embed_tokens", "token_embd"),
+    ("model.norm", "output_norm"),
+    ("lm_head", "output"),
+    ("model.final_layernorm", "output_norm"),
+    ("transformer.wte", "token_embd"),
+    ("transformer.wpe", "position_embd"),
+    ("transformer.ln_f", "output_norm"),
+    ("gpt_neox.embed_in", "token_embd"),
+    ("gpt_neox.final_layer_norm", "output_norm"),
+    ("embed_out", "output"),
+];
 
 /// Key of a `config.json`, and GGUF's without the architecture before it.
 const KEYS: &[(&str, &str)] = &[
@@ -108,6 +143,10 @@ const KEYS: &[(&str, &str)] = &[
     ("residual_multiplier", "residual_scale"),
     ("logits_scaling", "logit_scale"),
     ("attention_multiplier", "attention.scale"),
+    ("logit_scale", "logit_scale"),
+    ("attn_logit_softcapping", "attn_logit_softcapping"),
+    ("final_logit_softcapping", "final_logit_softcapping"),
+    ("use_parallel_residual", "use_parallel_residual"),
 ];
 
 /// The GGUF names that a tensor may have, the likeliest first.
@@ -116,7 +155,8 @@ pub(super) fn tensor(name: &str) -> Vec<String> {
         parts.iter().filter(|(hf, _)| *hf == stem).map(|(_, gguf)| *gguf).collect()
     };
     let Some((stem, kind)) = name.rsplit_once('.') else { return vec![] };
-    let Some((layer, name)) = name.strip_prefix("model.layers.").and_then(|s| s.split_once('.')) else {
+    let in_layers = LAYERS.iter().find_map(|prefix| name.strip_prefix(prefix));
+    let Some((layer, name)) = in_layers.and_then(|s| s.split_once('.')) else {
         return of(MODEL_PARTS, stem).into_iter().map(|gguf| format!("{gguf}.{kind}")).collect();
     };
     let feed = FEED_NAMES.iter().find_map(|feed| name.strip_prefix(feed));
@@ -155,7 +195,7 @@ pub(super) fn config(metadata: &Metadata, architecture: &str) -> Result<Map<Stri
     config.insert("model_type".into(), architecture.into());
     for (hf, gguf) in KEYS {
         let Some(value) = metadata.get(&own(gguf)) else { continue };
-        use crate::source::MetadataValue as V;
+        use MetadataValue as V;
         let value = match value {
             V::Int(v) => json!(v),
             V::Float(v) => json!(v),
@@ -168,6 +208,21 @@ pub(super) fn config(metadata: &Metadata, architecture: &str) -> Result<Map<Stri
         config.insert((*hf).into(), value);
     }
     latent(metadata, architecture, &own, &mut config)?;
+    for name in ["alpha_p", "alpha_n", "beta"] {
+        if let Some(MetadataValue::Floats(values)) = metadata.get(&format!("xielu.{name}")) {
+            config.insert(format!("xielu_{name}"), json!(values));
+        }
+    }
+    // A window that the file leaves out is one that the model lacks.
+    config.entry("sliding_window").or_insert(Value::Null);
+    match metadata.get(&own("attention.sliding_window_pattern")) {
+        Some(MetadataValue::Int(every)) => drop(config.insert("sliding_window_pattern".into(), json!(every))),
+        Some(MetadataValue::Ints(layers)) => {
+            let kind = |slides: &i64| if *slides == 0 { "full_attention" } else { "sliding_attention" };
+            config.insert("layer_types".into(), layers.iter().map(kind).collect());
+        }
+        _ => {}
+    }
     // Layers that only guess ahead stand behind the others.
     if let (Some(ahead), Some(all)) = (metadata.int(&own("nextn_predict_layers"))?, metadata.int(&own("block_count"))?)
     {
