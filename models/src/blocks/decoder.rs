@@ -287,20 +287,20 @@ impl Model for Decoder {
         let besides = self.besides.as_ref().map(|besides| (besides, besides.begin(g, x)));
         for (i, l) in self.layers.iter().enumerate() {
             let _scope = g.layer(i);
-            let seen = normed(g, &l.before_attention, x);
+            let before = x;
+            let seen = normed(g, &l.before_attention, before);
             let attended = normed(g, &l.after_attention, l.attention.forward(g, seen));
-            let known = g.add(x, scaled(g, attended, o.residual_scale));
-            if !l.feed.is_there() {
-                x = known;
-                continue;
+            let known = g.add(before, scaled(g, attended, o.residual_scale));
+            x = known;
+            if l.feed.is_there() {
+                let input = match (o.parallel, &l.before_feed) {
+                    (true, None) => seen,
+                    (true, norm) => normed(g, norm, before),
+                    (false, norm) => normed(g, norm, known),
+                };
+                let thought = normed(g, &l.after_feed, l.feed.forward(g, input));
+                x = g.add(known, scaled(g, thought, o.residual_scale));
             }
-            let input = match (o.parallel, &l.before_feed) {
-                (true, None) => seen,
-                (true, norm) => normed(g, norm, x),
-                (false, norm) => normed(g, norm, known),
-            };
-            let thought = normed(g, &l.after_feed, l.feed.forward(g, input));
-            x = g.add(known, scaled(g, thought, o.residual_scale));
             if let Some((besides, begun)) = besides {
                 x = besides.after(g, i, x, begun);
             }

@@ -1,8 +1,6 @@
 //! Owns the gated delta net: a short convolution over query, key and value, the delta rule, a norm of each head and a gate.
 //! Knows no family.
 
-use std::ops::Range;
-
 use dualgauge_kernels::{Act, ConvSpec, DeltaSpec, Recorder, StateLayer, Value};
 
 use super::short_conv::ConvOptions;
@@ -108,9 +106,9 @@ impl DeltaNet {
             }
             DeltaStored::ByHead => {
                 let share = heads / o.k_heads;
-                let mut load = |name: &str, each: usize, pieces: &[Range<usize>]| {
-                    let rows = pieces.iter().flat_map(|piece| {
-                        (0..o.k_heads).map(move |head| head * each + piece.start..head * each + piece.end)
+                let mut load = |name: &str, each: usize, pieces: &[(usize, usize)]| {
+                    let rows = pieces.iter().flat_map(|(start, len)| {
+                        (0..o.k_heads).map(move |head| head * each + start..head * each + start + len)
                     });
                     let (name, rows) = (format!("{}.weight", part(name)), rows.collect::<Vec<_>>());
                     let weight = loader.matrix_of_rows(&name, o.k_heads * each, hidden, &rows)?;
@@ -119,10 +117,10 @@ impl DeltaNet {
                 let (k, v) = (o.k_dim, share * o.v_dim);
                 let each = 2 * (k + v);
                 [
-                    load("in_proj_qkvz", each, &[0..k, k..2 * k, 2 * k..2 * k + v])?,
-                    load("in_proj_qkvz", each, &[2 * k + v..each])?,
-                    load("in_proj_ba", 2 * share, &[0..share])?,
-                    load("in_proj_ba", 2 * share, &[share..2 * share])?,
+                    load("in_proj_qkvz", each, &[(0, k), (k, k), (2 * k, v)])?,
+                    load("in_proj_qkvz", each, &[(2 * k + v, v)])?,
+                    load("in_proj_ba", 2 * share, &[(0, share)])?,
+                    load("in_proj_ba", 2 * share, &[(share, share)])?,
                 ]
             }
         };
