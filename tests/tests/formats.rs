@@ -55,3 +55,25 @@ fn encoding_rounds_to_the_nearest() {
         assert_eq!(off, None, "{format}: index of a value that was not rounded to the nearest");
     }
 }
+
+/// The grid of the largest value, rounded to the nearest, bounds the error of every q4_0 block; most are well below it.
+#[test]
+fn q4_0_is_never_worse_than_the_grid_of_the_largest_value() {
+    let mut random = Random::new(12);
+    let mut values = random.normals(32 * 512, 1.0);
+    values.iter_mut().step_by(97).for_each(|v| *v *= 4.0);
+    let mut back = vec![0.0; values.len()];
+    format::decode(Format::Q4_0, &format::encode(Format::Q4_0, &values), &mut back);
+    let error =
+        |held: &[f32], wanted: &[f32]| -> f64 { held.iter().zip(wanted).map(|(h, w)| f64::from(h - w).powi(2)).sum() };
+    let (mut all, mut bound) = (0.0, 0.0);
+    for (held, wanted) in back.chunks(32).zip(values.chunks(32)) {
+        let largest = wanted.iter().fold(0f32, |m, v| if v.abs() > m.abs() { *v } else { m });
+        let scale = largest / -8.0;
+        let plain: Vec<f32> = wanted.iter().map(|v| (v / scale).round().clamp(-8.0, 7.0) * scale).collect();
+        let (own, plain) = (error(held, wanted), error(&plain, wanted));
+        assert!(own <= plain * 1.001 + 1e-9, "{own} is worse than {plain}: {wanted:?}");
+        (all, bound) = (all + own, bound + plain);
+    }
+    assert!(all < 0.9 * bound, "{all} of {bound}");
+}

@@ -47,6 +47,10 @@ pub struct Args {
     /// Weights and arithmetic: auto keeps what the files have; f32 computes everything exactly, and slower.
     #[arg(long, value_enum, default_value_t = Dtype::Auto, env = "DUALGAUGE_DTYPE", help_heading = "Model")]
     pub dtype: Dtype,
+    /// Round the matrices of a bf16, f16 or f32 checkpoint while it is loaded. Vectors and routers stay as they are;
+    /// so do the matrices of the vocabulary under fp8, and under q4 they become q8.
+    #[arg(long, value_enum, env = "DUALGAUGE_QUANTIZE", conflicts_with = "dtype", help_heading = "Model")]
+    pub quantize: Option<Quantize>,
 
     /// Most tokens of a prompt and its answer together. Default: what the model was made for and memory holds.
     #[arg(long, value_name = "TOKENS", value_parser = count, env = "DUALGAUGE_MAX_MODEL_LEN", help_heading = "Model")]
@@ -126,6 +130,16 @@ pub enum Dtype {
     F16,
     #[value(aliases = ["float32", "float"])]
     F32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Quantize {
+    /// 8-bit integers, a scale each 32
+    Q8,
+    /// 4-bit integers, a scale each 32
+    Q4,
+    /// 8-bit floats, a scale each 128
+    Fp8,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -11,7 +11,7 @@ use dualgauge_models::source::{DEFAULT_PRESET, Report, locate};
 use dualgauge_models::{Checkpoint, Model, Text, WeightDtype};
 
 use crate::app::App;
-use crate::args::{Args, Dtype};
+use crate::args::{Args, Dtype, Quantize};
 use crate::auth::Keys;
 use crate::defaults::recommended;
 use crate::progress::Progress;
@@ -84,7 +84,7 @@ pub fn start(args: &Args, mut timeline: Timeline, random: (u64, u64)) -> Result<
     timeline.step("open device");
 
     let checkpoint = Checkpoint::open(&path)?;
-    let (model, text) = load(&checkpoint, backend.as_mut(), args.dtype, &mut progress)?;
+    let (model, text) = load(&checkpoint, backend.as_mut(), weight_dtype(args), &mut progress)?;
     let name = served_name(asked, &checkpoint.name);
     for part in checkpoint.left_out() {
         say("note", format!("the {part} part of the checkpoint is left out: the model reads and writes text alone"));
@@ -98,7 +98,10 @@ pub fn start(args: &Args, mut timeline: Timeline, random: (u64, u64)) -> Result<
 
     let plan = engine.plan();
     let parameters = spec.parameters as f64 / 1e6;
-    say("model", format!("{name}: {}, {parameters:.1} M parameters, dtype {}", spec.family, dtype_name(args.dtype)));
+    say(
+        "model",
+        format!("{name}: {}, {parameters:.1} M parameters, dtype {}", spec.family, dtype_name(weight_dtype(args))),
+    );
     say("weights", mebibytes(plan.weight_bytes));
     spec.notes.iter().for_each(|note| say("note", note.clone()));
     let (bytes, blocks, size) = (mebibytes(plan.kv_bytes), plan.blocks, plan.block_tokens);
@@ -132,15 +135,9 @@ pub fn start(args: &Args, mut timeline: Timeline, random: (u64, u64)) -> Result<
 fn load(
     checkpoint: &Checkpoint,
     backend: &mut dyn Backend,
-    dtype: Dtype,
+    dtype: WeightDtype,
     progress: &mut Progress,
 ) -> Result<(Box<dyn Model>, Text), StartError> {
-    let dtype = match dtype {
-        Dtype::Auto => WeightDtype::Auto,
-        Dtype::Bf16 => WeightDtype::Bf16,
-        Dtype::F16 => WeightDtype::F16,
-        Dtype::F32 => WeightDtype::F32,
-    };
     std::thread::scope(|scope| {
         let text = scope.spawn(|| checkpoint.text());
         progress.begin(&checkpoint.name);
@@ -175,12 +172,23 @@ fn served_name(asked: Option<&str>, checkpoint: &str) -> String {
     }
 }
 
-fn dtype_name(dtype: Dtype) -> &'static str {
+fn weight_dtype(args: &Args) -> WeightDtype {
+    match (args.quantize, args.dtype) {
+        (Some(Quantize::Q8), _) => WeightDtype::Q8,
+        (Some(Quantize::Q4), _) => WeightDtype::Q4,
+        (Some(Quantize::Fp8), _) => WeightDtype::Fp8,
+        (None, Dtype::Auto) => WeightDtype::Auto,
+        (None, Dtype::Bf16) => WeightDtype::Bf16,
+        (None, Dtype::F16) => WeightDtype::F16,
+        (None, Dtype::F32) => WeightDtype::F32,
+    }
+}
+
+fn dtype_name(dtype: WeightDtype) -> &'static str {
     match dtype {
-        Dtype::Auto => "auto (as the files have it)",
-        Dtype::Bf16 => "bf16",
-        Dtype::F16 => "f16",
-        Dtype::F32 => "f32 (exact)",
+        WeightDtype::Auto => "auto (as the files have it)",
+        WeightDtype::F32 => "f32 (exact)",
+        other => other.name(),
     }
 }
 

@@ -129,7 +129,7 @@ fn fp8_is_the_golden_bit_for_bit() {
         let message = refused(config, stored);
         assert!(message.contains(part) && !message.contains('\n'), "{message}");
     };
-    refused(&config, &[left.clone()], "w_scale is missing");
+    refused(&config, std::slice::from_ref(&left), "w_scale is missing");
     refused(&config, &[left.clone(), scale("_scale_inv", &[1, 2], &tiles[..2])], "[1, 2], [2, 1] is wanted");
     refused(&plain, &[left.clone(), scale("_scale", &[7], &[1.0; 7])], "[7], [150, 1] is wanted");
     refused(&plain, &[left.clone(), scale("_scale", &[1], &[f32::NAN])], "no finite number");
@@ -137,7 +137,7 @@ fn fp8_is_the_golden_bit_for_bit() {
     broken.3[128] = 0xff;
     refused(&plain, &[broken, scale("_scale", &[1], &[1.0])], "row 1 holds an 8-bit float that is not a number");
     let zero = json!({"quant_method": "fp8", "weight_block_size": [0, 128]});
-    refused(&zero, &[left.clone()], "weight_block_size: is not the rows and columns of a tile");
+    refused(&zero, std::slice::from_ref(&left), "weight_block_size: is not the rows and columns of a tile");
     refused(&json!({"quant_method": "fp8", "fmt": "e5m2"}), &[left], "\"e5m2\" is not supported");
 }
 

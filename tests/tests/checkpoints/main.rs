@@ -278,6 +278,38 @@ fn a_load_counts_what_it_does() {
     }
 }
 
+/// Bytes by hand: matrices in blocks, vectors as f32, the vocabulary's matrices as the documentation says.
+#[test]
+fn a_load_quantises_what_it_says() {
+    let folder = Path::new(FIXTURES).join("llama");
+    let expected: Value = serde_json::from_str(&fs::read_to_string(folder.join("expected.json")).unwrap()).unwrap();
+    for dtype in [WeightDtype::Q8, WeightDtype::Q4, WeightDtype::Fp8] {
+        let bytes = expected["tensors"].as_object().unwrap().iter().map(|(name, tensor)| {
+            let dims: Vec<u64> = tensor[1].as_array().unwrap().iter().map(|d| d.as_u64().unwrap()).collect();
+            let elements: u64 = dims.iter().product();
+            let vocabulary = name.contains("embed_tokens") || name.contains("lm_head");
+            match dtype {
+                _ if dims.len() == 1 => elements * 4,
+                WeightDtype::Q8 => elements / 32 * 34,
+                WeightDtype::Q4 if vocabulary => elements / 32 * 34,
+                WeightDtype::Q4 => elements / 32 * 18,
+                _ if vocabulary => elements * if tensor[0] == "float32" { 4 } else { 2 },
+                _ if dims[1] % 128 == 0 => elements / 128 * 132,
+                _ => elements / 32 * 36,
+            }
+        });
+        let bytes: u64 = bytes.sum();
+        for device in [TestDevice::reference(), TestDevice::cpus().swap_remove(0)] {
+            let checkpoint = Checkpoint::open(&folder).unwrap();
+            let mut backend = device.open();
+            let model = checkpoint.load(backend.as_mut(), dtype, &mut |_, _| {}).unwrap();
+            assert_eq!(model.spec().weight_bytes, bytes, "{dtype:?} on {}", device.name);
+            let note = format!("weights were quantised to {}: ", dtype.name());
+            assert!(model.spec().notes.iter().any(|n| n.starts_with(&note)), "{:?}", model.spec().notes);
+        }
+    }
+}
+
 /// Flips bytes of the first `header` of `whole`; whatever comes of it, it is an answer.
 fn survives_damage(path: &Path, whole: &[u8], header: usize) {
     let mut random = Random::new(5);
