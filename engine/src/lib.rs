@@ -3,6 +3,7 @@
 //! [`Engine`] serves many callers from a thread of its own; [`Frontend`] puts text around it; [`Core`] is the same engine
 //! without a thread, for a loop of one's own.
 
+mod ahead;
 mod check;
 mod config;
 mod core;

@@ -12,7 +12,7 @@ use crate::scheduler::{Plan, Scheduler};
 use crate::sequence::{Chunk, Sampled, Sequence};
 
 /// Candidates a step returns when any row needs some: enough for every log-probability and the usual top_k.
-const CANDIDATES: usize = 64;
+pub const CANDIDATES: usize = 64;
 
 pub struct Runner {
     backend: Box<dyn Backend>,
@@ -57,8 +57,7 @@ impl Runner {
         let tail = tail(&plan.chunks, &sequences, most);
         let mut batch = batch(&plan.chunks, &sequences, self.limits().block_tokens);
         let want = batch.shape;
-        let coarse = coarse(want);
-        let shape = self.backend.round_up(coarse).or_else(|| self.backend.round_up(want));
+        let shape = rounded(self.backend.as_ref(), want);
         let shape =
             shape.ok_or_else(|| Error::Launch { device: "engine", reason: format!("no program holds {want:?}") })?;
         batch.pad_to(shape, self.limits().block_tokens);
@@ -152,6 +151,11 @@ fn tail(chunks: &[Chunk], sequences: &[&Sequence], most: usize) -> Tail {
 
 fn place<'a>(s: &'a Sequence, mask: Option<&'a Mask>) -> Place<'a> {
     Place { position: s.tokens.len(), generated: s.generated(), stop_ids: &s.stop_ids, seen: s.seen.as_ref(), mask }
+}
+
+/// The shape that a step of `want` runs in.
+pub fn rounded(backend: &dyn Backend, want: BatchShape) -> Option<BatchShape> {
+    backend.round_up(coarse(want)).or_else(|| backend.round_up(want))
 }
 
 /// Dimensions that cost nothing to be larger are powers of two: a growing context finds its program again.

@@ -39,9 +39,11 @@ pub struct StartPlan {
 const LOGIT_BYTES: usize = 32 << 20;
 
 impl StartPlan {
+    /// The plan of an engine with `config` on `backend`, after the weights of `model` were uploaded to it.
+    ///
     /// # Errors
     /// A field of `config` out of range; a cache that does not hold what was asked; a model that breaks a shape rule.
-    pub(crate) fn make(backend: &dyn Backend, model: &dyn Model, config: &EngineConfig) -> Result<Self, Error> {
+    pub fn make(backend: &dyn Backend, model: &dyn Model, config: &EngineConfig) -> Result<Self, Error> {
         config.check()?;
         let (limits, spec) = (backend.limits(), model.spec());
         let block_tokens = limits.block_tokens;

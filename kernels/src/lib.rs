@@ -28,7 +28,7 @@ pub use batch::{Batch, BatchShape, KvLayer, KvSpec, StateLayer};
 pub use cuda::{Cubin, CudaOptions, compile_kernels, kernel_architectures, kernel_pack, kernel_source_hash};
 pub use dtype::{DType, Format};
 pub use error::{Error, Result};
-pub use neuron::{Ladder, NeuronOptions};
+pub use neuron::{Built, Finding, Ladder, NeuronAhead, NeuronOptions, neuron_doctor};
 pub use null::{NullOptions, null_with};
 pub use op::{
     Act, AttnSpec, ConvSpec, Cost, DeltaSpec, ExpertsSpec, Op, RopeSpec, RouterGroups, RouterScore, RouterSpec,

@@ -1,15 +1,18 @@
 //! Owns the command line and the environment: every flag, its variable, its default and its help. The only file of the
 //! project that reads the environment; the rest gets values.
 
+use std::ffi::OsString;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
 use clap::builder::BoolishValueParser;
-use clap::{ArgAction, CommandFactory, FromArgMatches, Parser, ValueEnum};
+use clap::{ArgAction, Command, CommandFactory, FromArgMatches, Parser, ValueEnum};
 use dualgauge_kernels::{Affinity, DeviceKind, DeviceSpec, Precision};
 use dualgauge_models::source::Locations;
+
+use crate::neuron::{NeuronCli, NeuronFlags};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -21,6 +24,8 @@ Examples:
 Then:
   curl http://127.0.0.1:8000/v1/chat/completions -H 'content-type: application/json' \\
     -d '{\"messages\": [{\"role\": \"user\", \"content\": \"Hello!\"}], \"stream\": true}'
+
+AWS Trainium and Inferentia: `serve neuron --help` plans, compiles and checks before serving with --device neuron.
 
 Every flag can also be set by the environment variable shown beside it. HF_HOME, HF_ENDPOINT, HF_TOKEN and
 XDG_CACHE_HOME mean what they mean to other tools of the hub. Exit codes: 0 after a clean stop, 1 when serving failed,
@@ -119,6 +124,16 @@ pub struct Args {
     /// Do not keep computed prefixes for later requests.
     #[arg(long, env = "DUALGAUGE_NO_ENABLE_PREFIX_CACHING", value_parser = BoolishValueParser::new(), help_heading = "Scheduling")]
     pub no_enable_prefix_caching: bool,
+
+    #[command(flatten)]
+    pub neuron: NeuronFlags,
+}
+
+/// What this process was asked to do.
+#[derive(Clone, Debug)]
+pub enum Invocation {
+    Serve(Box<Args>),
+    Neuron(Box<NeuronCli>),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -151,19 +166,34 @@ pub enum LogLevel {
     Trace,
 }
 
-impl Args {
+impl Invocation {
     /// The arguments of this process. Ends it when they are wrong (exit code 2) or only ask for help.
     pub fn of_process() -> Self {
-        let command = Self::command().mut_args(|arg| {
-            // What a variable holds now is no help to a reader, and may be a secret.
-            let arg = arg.hide_env_values(true);
-            // So that `-1` is answered with the flag's range.
-            if arg.get_action().takes_values() { arg.allow_negative_numbers(true) } else { arg }
-        });
-        let matches = command.get_matches();
-        Self::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
+        let mut words = std::env::args_os().peekable();
+        let program = words.next();
+        if words.peek().is_some_and(|word| word == "neuron") {
+            return Self::Neuron(Box::new(parsed(NeuronCli::spelled_out(), words)));
+        }
+        Self::Serve(Box::new(parsed(Args::command(), program.into_iter().chain(words))))
     }
+}
 
+fn parsed<T: FromArgMatches>(command: Command, words: impl Iterator<Item = OsString>) -> T {
+    let matches = careful(command).get_matches_from(words);
+    T::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
+}
+
+fn careful(command: Command) -> Command {
+    let command = command.mut_args(|arg| {
+        // What a variable holds now is no help to a reader, and may be a secret.
+        let arg = arg.hide_env_values(true);
+        // So that `-1` is answered with the flag's range.
+        if arg.get_action().takes_values() { arg.allow_negative_numbers(true) } else { arg }
+    });
+    command.mut_subcommands(careful)
+}
+
+impl Args {
     /// Which device to open and how.
     pub fn device_spec(&self) -> DeviceSpec {
         DeviceSpec {
@@ -172,6 +202,7 @@ impl Args {
             affinity: self.cpu_affinity.clone(),
             isa: self.isa.clone(),
             precision: if self.dtype == Dtype::F32 { Precision::Exact } else { Precision::Native },
+            neuron: self.neuron.options(),
             ..DeviceSpec::default()
         }
     }
@@ -220,7 +251,7 @@ fn path_variable(name: &str) -> Option<PathBuf> {
     std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from)
 }
 
-fn count(text: &str) -> Result<usize, String> {
+pub(crate) fn count(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(0) => Err("must be at least 1".into()),
         Ok(n) => Ok(n),

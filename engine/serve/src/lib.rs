@@ -2,6 +2,7 @@
 //! API; what lies behind them, from tokenizer to device, is shared.
 
 pub mod args;
+pub mod neuron;
 pub mod start;
 
 mod answer;

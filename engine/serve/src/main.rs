@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow};
-use dualgauge_serve::args::Args;
+use dualgauge_serve::args::{Args, Invocation, LogLevel};
 use dualgauge_serve::start::{Started, Timeline, start};
 use tokio::net::{TcpListener, TcpSocket};
 
@@ -19,20 +19,33 @@ const BLOCKING_THREADS: usize = 8;
 
 fn main() -> ExitCode {
     let begun = Instant::now();
-    let args = Args::of_process();
-    tracing_subscriber::fmt()
-        .with_max_level(args.log_level.filter())
-        .with_writer(std::io::stderr)
-        .with_target(false)
-        .without_time()
-        .init();
-    match serve(&args, begun) {
+    let result = match Invocation::of_process() {
+        Invocation::Serve(args) => {
+            log(args.log_level);
+            serve(&args, begun)
+        }
+        Invocation::Neuron(cli) => {
+            // These commands print what they do themselves.
+            log(LogLevel::Warn);
+            cli.run(begun).map_err(|error| (UNUSABLE, error))
+        }
+    };
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err((code, error)) => {
             eprintln!("serve: {error:#}");
             ExitCode::from(code)
         }
     }
+}
+
+fn log(level: LogLevel) {
+    tracing_subscriber::fmt()
+        .with_max_level(level.filter())
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        .without_time()
+        .init();
 }
 
 fn serve(args: &Args, begun: Instant) -> Result<(), (u8, anyhow::Error)> {

@@ -148,7 +148,7 @@ fn load(
     })
 }
 
-fn engine_config(args: &Args) -> EngineConfig {
+pub(crate) fn engine_config(args: &Args) -> EngineConfig {
     let mut config = EngineConfig {
         max_model_len: args.max_model_len,
         kv_bytes: args.kv_cache_memory_bytes,
@@ -172,7 +172,7 @@ fn served_name(asked: Option<&str>, checkpoint: &str) -> String {
     }
 }
 
-fn weight_dtype(args: &Args) -> WeightDtype {
+pub(crate) fn weight_dtype(args: &Args) -> WeightDtype {
     match (args.quantize, args.dtype) {
         (Some(Quantize::Q8), _) => WeightDtype::Q8,
         (Some(Quantize::Q4), _) => WeightDtype::Q4,
@@ -184,7 +184,7 @@ fn weight_dtype(args: &Args) -> WeightDtype {
     }
 }
 
-fn dtype_name(dtype: WeightDtype) -> &'static str {
+pub(crate) fn dtype_name(dtype: WeightDtype) -> &'static str {
     match dtype {
         WeightDtype::Auto => "auto (as the files have it)",
         WeightDtype::F32 => "f32 (exact)",
@@ -192,7 +192,7 @@ fn dtype_name(dtype: WeightDtype) -> &'static str {
     }
 }
 
-fn mebibytes(bytes: u64) -> String {
+pub(crate) fn mebibytes(bytes: u64) -> String {
     format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
 }
 

@@ -21,6 +21,8 @@ pub(super) struct Cache {
     root: PathBuf,
     /// Or why there is none: an entry in the cache needs no compiler.
     compiler: Result<Compiler, String>,
+    /// A program that is not there is an error, whatever compiler there is.
+    closed: bool,
 }
 
 /// A compiled program, and whether it was there already.
@@ -30,8 +32,8 @@ pub(super) struct Found {
 }
 
 impl Cache {
-    pub fn new(root: PathBuf, compiler: Result<Compiler, String>) -> Self {
-        Self { root, compiler }
+    pub fn new(root: PathBuf, compiler: Result<Compiler, String>, closed: bool) -> Self {
+        Self { root, compiler, closed }
     }
 
     /// The compiled form of `graph`: from the cache, else compiled into it. `what` names it in the log.
@@ -42,6 +44,13 @@ impl Cache {
         let folder = self.root.join(key(graph, flags));
         if let Some(neff) = self.read(&folder, what) {
             return Ok(Found { neff, compiled: false });
+        }
+        if self.closed {
+            let place = self.root.display();
+            return Err(failed(format!(
+                "{what} is not in the cache {place}, and compiling while serving is turned off \
+                 (--neuron-no-compile); fill the cache with `serve neuron compile`"
+            )));
         }
         let compiler = self.compiler.as_ref().map_err(|why| {
             failed(format!("{what} is not in the cache {} and there is no compiler: {why}", self.root.display()))

@@ -21,24 +21,39 @@ pub(super) struct Hardware {
     pub target: &'static str,
     /// Physical cores a logical core has.
     pub logical_core: u32,
+    /// Device memory of a logical core: the chip's, shared evenly.
+    pub core_bytes: u64,
 }
 
 impl Hardware {
+    pub const TARGETS: [&str; 5] = ["inf2", "trn1", "trn1n", "trn2", "trn3"];
+
     /// From `nrt_instance_info_t.family`; `None` for one we do not know.
     pub fn of_family(family: u32) -> Option<Self> {
-        let (target, logical_core) = match family {
-            2 => ("trn1", 1),
-            3 => ("trn1n", 1),
-            4 | 7 => ("inf2", 1),
-            5 | 6 | 8..=13 => ("trn2", 2),
-            14 | 15 => ("trn3", 2),
+        Self::of_target(match family {
+            2 => "trn1",
+            3 => "trn1n",
+            4 | 7 => "inf2",
+            5 | 6 | 8..=13 => "trn2",
+            14 | 15 => "trn3",
             _ => return None,
-        };
-        Some(Self { target, logical_core })
+        })
     }
 
-    /// Everything on the command line that changes the result.
-    pub fn flags(&self, phase: Phase) -> Vec<String> {
+    /// From the compiler's name for it; `None` for one we do not know.
+    pub fn of_target(target: &str) -> Option<Self> {
+        let target = Self::TARGETS.into_iter().find(|t| *t == target)?;
+        // Chips: 2 cores share 32 GiB; 8 cores, taken in pairs, share 96 GiB, 144 GiB.
+        let (logical_core, gibibytes) = match target {
+            "trn2" => (2, 24),
+            "trn3" => (2, 36),
+            _ => (1, 16),
+        };
+        Some(Self { target, logical_core, core_bytes: gibibytes << 30 })
+    }
+
+    /// Everything on the command line that changes the result, for a program that `cores` run together.
+    pub fn flags(&self, phase: Phase, cores: usize) -> Vec<String> {
         let mut flags = vec![
             "--framework=XLA".into(),
             format!("--target={}", self.target),
@@ -52,6 +67,13 @@ impl Hardware {
         match phase {
             Phase::Prefill => flags.push("-O1".into()),
             Phase::Decode => flags.push("-O2".into()),
+        }
+        if cores > 1 {
+            // Sums over the cores run beside the products that do not wait for them.
+            let tiles = if phase == Phase::Prefill { 2 } else { 1 };
+            flags.push(format!(
+                "--tensorizer-options=--enable-ccop-compute-overlap --cc-pipeline-tiling-factor={tiles}"
+            ));
         }
         flags
     }
@@ -138,10 +160,11 @@ mod tests {
     #[test]
     fn flags_follow_the_hardware_and_the_phase() {
         let trn2 = Hardware::of_family(5).expect("trn2 is known");
-        assert!(trn2.flags(Phase::Decode).contains(&"--lnc=2".to_string()));
-        assert_ne!(trn2.flags(Phase::Decode), trn2.flags(Phase::Prefill));
+        assert!(trn2.flags(Phase::Decode, 1).contains(&"--lnc=2".to_string()));
+        assert_ne!(trn2.flags(Phase::Decode, 1), trn2.flags(Phase::Prefill, 1));
+        assert_ne!(trn2.flags(Phase::Decode, 1), trn2.flags(Phase::Decode, 4));
         let trn1 = Hardware::of_family(2).expect("trn1 is known");
-        assert!(!trn1.flags(Phase::Decode).iter().any(|f| f.starts_with("--lnc")));
+        assert!(!trn1.flags(Phase::Decode, 1).iter().any(|f| f.starts_with("--lnc")));
         assert_eq!(Hardware::of_family(99), None);
     }
 }

@@ -70,17 +70,20 @@ impl Ladder {
     }
 }
 
-/// One line a program.
+/// A line for each kind of bucket. A program is compiled for each prefill and decode bucket in each context bucket.
 impl fmt::Display for Ladder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{:<8} {:>7} {:>6} {:>9}", "phase", "tokens", "seqs", "context")?;
-        for context in &self.context_tokens {
-            for tokens in &self.prefill_tokens {
-                writeln!(f, "{:<8} {tokens:>7} {:>6} {context:>9}", "prefill", 1)?;
+        let lists = [
+            ("prefill tokens", &self.prefill_tokens),
+            ("decode sequences", &self.decode_seqs),
+            ("context tokens", &self.context_tokens),
+        ];
+        for (i, (name, list)) in lists.into_iter().enumerate() {
+            if i > 0 {
+                writeln!(f)?;
             }
-            for seqs in &self.decode_seqs {
-                writeln!(f, "{:<8} {seqs:>7} {seqs:>6} {context:>9}", "decode")?;
-            }
+            write!(f, "{name:<17}")?;
+            list.iter().try_for_each(|bucket| write!(f, "{bucket:>8}"))?;
         }
         Ok(())
     }
@@ -126,6 +129,15 @@ mod tests {
                 assert!(got.seqs >= seqs && got.blocks >= blocks && got.tokens == got.seqs);
             }
         }
+    }
+
+    #[test]
+    fn prints_a_small_table() {
+        let text = Ladder { prefill_tokens: vec![64], ..Ladder::default() }.to_string();
+        let lines: Vec<Vec<&str>> = text.lines().map(|l| l.split_whitespace().collect()).collect();
+        assert_eq!(lines[0], ["prefill", "tokens", "64"]);
+        assert_eq!(lines[1], ["decode", "sequences", "1", "4", "16", "64"]);
+        assert_eq!(lines[2], ["context", "tokens", "512", "2048", "8192", "32768"]);
     }
 
     #[test]

@@ -2,8 +2,10 @@
 //! graph ([`lower`]), `neuronx-cc` compiles it into a cache that outlives the process ([`compiler`], [`cache`]), and the
 //! runtime library runs it ([`nrt`]). Weights are inputs that all programs share; K/V is updated in place.
 
+mod ahead;
 mod cache;
 mod compiler;
+mod doctor;
 mod hlo;
 mod ladder;
 mod lower;
@@ -16,6 +18,8 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+pub use ahead::{Built, NeuronAhead};
+pub use doctor::{Finding, neuron_doctor};
 pub use ladder::Ladder;
 
 use crate::{
@@ -45,6 +49,16 @@ pub struct NeuronOptions {
     pub cache_dir: Option<PathBuf>,
     /// Which shapes are compiled.
     pub ladder: Ladder,
+    /// Never compile: a program that the cache lacks is an error.
+    pub no_compile: bool,
+    /// Cores that share a model; `None`: 1. More can be planned for, but not compiled or opened yet.
+    pub cores: Option<usize>,
+}
+
+impl NeuronOptions {
+    pub(crate) fn cores(&self) -> usize {
+        self.cores.unwrap_or(1).max(1)
+    }
 }
 
 /// True when the driver shows a device.
@@ -63,6 +77,10 @@ struct Neuron {
     precision: Precision,
     hardware: Hardware,
     cache: Cache,
+    /// What there is for weights, cache and values: the same on every machine of a kind, so that a cache filled
+    /// elsewhere fits.
+    memory_bytes: u64,
+    weight_bytes: u64,
     programs: HashMap<ProgramId, Loaded>,
     /// The planes of each weight.
     weights: Vec<Vec<Arc<Tensor>>>,
@@ -98,7 +116,8 @@ impl Neuron {
         let options = &spec.neuron;
         let unavailable = |reason: String| Error::Unavailable { device: DEVICE.into(), reason };
         options.ladder.verify().map_err(unavailable)?;
-        let runtime = Runtime::open(options.libnrt.as_deref())?;
+        one_core(options)?;
+        let runtime = Runtime::open(options.libnrt.as_deref(), 1)?;
         let facts = runtime.facts.clone();
         let hardware = Hardware::of_family(facts.family)
             .ok_or_else(|| unavailable(format!("instance family {} is not known to this build", facts.family)))?;
@@ -111,25 +130,16 @@ impl Neuron {
         );
         let simulated = facts.detail.starts_with("simulated");
         let info = DeviceInfo { name: DEVICE.into(), description, simulated, memory_bytes };
-        let kv_dtype = if spec.precision == Precision::Exact { DType::F32 } else { DType::Bf16 };
-        let limits = Limits {
-            mixed: false,
-            prefill_seqs: 1,
-            max_tokens: options.ladder.max_tokens(),
-            max_seqs: options.ladder.max_seqs(),
-            block_tokens: 16,
-            max_top_k: 64,
-            activations: DType::F32,
-            kv_dtype,
-        };
         let root = options.cache_dir.clone().unwrap_or_else(|| CACHE.into());
         Ok(Self {
             info,
-            limits,
+            limits: limits(&options.ladder, spec.precision),
             ladder: options.ladder.clone(),
             precision: spec.precision,
+            cache: Cache::new(root, compiler, options.no_compile),
+            memory_bytes: memory_bytes.min(hardware.core_bytes),
             hardware,
-            cache: Cache::new(root, compiler),
+            weight_bytes: 0,
             programs: HashMap::new(),
             weights: vec![],
             kv: None,
@@ -146,11 +156,8 @@ impl Neuron {
         let kv_blocks = self.kv.as_ref().map_or(0, |kv| kv.blocks);
         let target = Target { kv: self.kv.as_ref().map(|kv| &kv.spec), kv_blocks, precision: self.precision };
         let graph = lower::lower(program, target, probe)?;
-        let shape = program.shape;
-        let phase = if shape.query > 1 { Phase::Prefill } else { Phase::Decode };
-        let context = shape.blocks * program.block_tokens;
-        let what = format!("program for {phase:?} of {} tokens, context {context}", shape.tokens).to_lowercase();
-        let found = self.cache.get(&graph.module.bytes, &self.hardware.flags(phase), &what)?;
+        let (phase, what) = purpose(program);
+        let found = self.cache.get(&graph.module.bytes, &self.hardware.flags(phase, 1), &what)?;
         tracing::info!("{what}: {}", if found.compiled { "compiled" } else { "from the cache" });
         let model = self.runtime.load(&found.neff, CORE)?;
         let interface = model.interface()?;
@@ -225,8 +232,7 @@ impl Backend for Neuron {
     /// Bytes go to the device as they lie in the file, those of a quantised weight as planes.
     fn upload(&mut self, tensor: HostTensor<'_>, format: Format) -> Result<Weight> {
         let format = if tensor.shape.rank() <= 1 { Format::F32 } else { format };
-        let what = || format!("weights in {format} yet ({}); load the model with --dtype bf16", tensor.name);
-        let fields = planes::fields(format).ok_or_else(|| Error::Unsupported { device: DEVICE, what: what() })?;
+        let fields = planes::fields(format).ok_or_else(|| planes::refused(format, &tensor.name))?;
         let bytes: Cow<'_, [u8]> = if tensor.format == format {
             tensor.bytes
         } else {
@@ -244,15 +250,15 @@ impl Backend for Neuron {
             on_device.write(&plane)?;
             held.push(on_device);
         }
+        let weight = Weight { id: WeightId(self.weights.len() as u32), shape: tensor.shape, format };
         self.weights.push(held);
-        let id = WeightId(self.weights.len() as u32 - 1);
-        Ok(Weight { id, shape: tensor.shape, format })
+        self.weight_bytes += weight.bytes();
+        Ok(weight)
     }
 
-    /// What is free now, less room for the program's own values and for compiled code: one part in sixteen.
+    /// By arithmetic, not by what is free this moment: the count of blocks is part of every program.
     fn kv_budget(&self, largest: &Program) -> u64 {
-        let (used, limit) = self.runtime.memory(CORE).unwrap_or((0, 0));
-        limit.saturating_sub(used).saturating_sub(2 * largest.arena().peak_bytes as u64).saturating_sub(limit / 16)
+        budget(self.weight_bytes, self.memory_bytes, largest)
     }
 
     fn reserve_kv(&mut self, spec: &KvSpec, blocks: usize) -> Result<()> {
@@ -355,6 +361,48 @@ fn check(batch: &Batch, program: &Program, kv: Option<&Kv>) -> Result<(), String
         return Err("a decode step has one token a sequence, in order".into());
     }
     Ok(())
+}
+
+/// # Errors
+/// [`Error::Unsupported`] when more than one core is asked for.
+fn one_core(options: &NeuronOptions) -> Result<()> {
+    match options.cores() {
+        1 => Ok(()),
+        n => Err(Error::Unsupported { device: DEVICE, what: format!("one model on {n} cores yet: leave out --tp") }),
+    }
+}
+
+/// What a device with these buckets can do.
+fn limits(ladder: &Ladder, precision: Precision) -> Limits {
+    Limits {
+        mixed: false,
+        prefill_seqs: 1,
+        max_tokens: ladder.max_tokens(),
+        max_seqs: ladder.max_seqs(),
+        block_tokens: 16,
+        max_top_k: 64,
+        activations: DType::F32,
+        kv_dtype: if precision == Precision::Exact { DType::F32 } else { DType::Bf16 },
+    }
+}
+
+/// What is left for K/V beside weights, the largest program's own values, and one part in sixteen for compiled code.
+fn budget(weight_bytes: u64, memory_bytes: u64, largest: &Program) -> u64 {
+    let values = 2 * largest.arena().peak_bytes as u64;
+    memory_bytes.saturating_sub(weight_bytes).saturating_sub(values).saturating_sub(memory_bytes / 16)
+}
+
+/// What a program is for, for the compiler and in words.
+fn purpose(program: &Program) -> (Phase, String) {
+    let shape = program.shape;
+    let phase = if shape.query > 1 { Phase::Prefill } else { Phase::Decode };
+    let context = shape.blocks * program.block_tokens;
+    let tail = match program.tail {
+        crate::Tail { logits: true, .. } => ", all logits",
+        crate::Tail { top_k: 0, .. } => "",
+        _ => ", candidates",
+    };
+    (phase, format!("program for {phase:?} of {} tokens, context {context}{tail}", shape.tokens).to_lowercase())
 }
 
 fn floats(bytes: &[u8]) -> Vec<f32> {

@@ -148,7 +148,7 @@ impl Runtime {
     ///
     /// # Errors
     /// [`Error::Unavailable`]: no library, a foreign version, no device, cores that another process holds.
-    pub fn open(path: Option<&Path>) -> Result<Self> {
+    pub fn open(path: Option<&Path>, cores: u32) -> Result<Self> {
         let unavailable = |reason: String| Error::Unavailable { device: "neuron".into(), reason };
         let candidates = match path {
             Some(path) => vec![path.to_path_buf()],
@@ -187,18 +187,23 @@ impl Runtime {
         check(status, "starting the runtime").map_err(|e| unavailable(e.to_string()))?;
         let inner = Arc::new(Inner { calls, _library: library });
         let mut info = InstanceInfo { family: 0, size: 0, arch: [0; 16], revision: [0; 8] };
-        let mut cores = 0;
+        let mut seen = 0;
         // SAFETY: both are as large as we say.
         let statuses = unsafe {
             [
                 (inner.calls.nrt_get_instance_info)(&mut info, size_of::<InstanceInfo>()),
-                (inner.calls.nrt_get_visible_vnc_count)(&mut cores),
+                (inner.calls.nrt_get_visible_vnc_count)(&mut seen),
             ]
         };
         for status in statuses {
             check(status, "asking for the instance").map_err(|e| unavailable(e.to_string()))?;
         }
-        let facts = Facts { version: number, detail: text(&version.detail), family: info.family, cores };
+        if cores > seen {
+            return Err(unavailable(format!(
+                "{cores} cores are asked for and this process sees {seen}: see neuron-ls"
+            )));
+        }
+        let facts = Facts { version: number, detail: text(&version.detail), family: info.family, cores: seen };
         Ok(Self { inner, facts })
     }
 
@@ -467,7 +472,7 @@ mod tests {
 
     #[test]
     fn a_missing_library_says_where_it_was_looked_for() {
-        let Err(error) = Runtime::open(Some(Path::new("/nowhere/libnrt.so.1"))) else { panic!("opened nothing") };
+        let Err(error) = Runtime::open(Some(Path::new("/nowhere/libnrt.so.1")), 1) else { panic!("opened nothing") };
         let message = error.to_string();
         assert!(message.contains("/nowhere/libnrt.so.1") && message.contains("aws-neuronx-runtime-lib"), "{message}");
     }

@@ -2,7 +2,7 @@
 //! blocks, so that every plane has one element type and nothing grows. What the fields mean is [`super::lower`]'s.
 
 use super::hlo::{Shape, Ty};
-use crate::Format;
+use crate::{Error, Format};
 
 /// One field of a block: its element type and where its bytes lie.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,6 +38,12 @@ pub(super) fn fields(format: Format) -> Option<&'static [Field]> {
         Format::Mxfp4 => &MXFP4,
         _ => return None,
     })
+}
+
+/// The error for a weight in a format without planes.
+pub(super) fn refused(format: Format, name: &str) -> Error {
+    let what = format!("weights in {format} yet ({name}); load the model with --dtype bf16");
+    Error::Unsupported { device: "neuron", what }
 }
 
 /// The shape of a plane of a weight `[.., in]`: `[.., in]` of a plain one, `[.., blocks a row, entries a block]` else.

@@ -2,6 +2,7 @@
 //! refuse. Each test has a device of its own. Operations, families and laws run on it with all other devices.
 
 mod cache;
+mod commands;
 mod faults;
 mod model;
 mod serving;
@@ -34,6 +35,7 @@ impl Simulated {
             compiler: Some(self.stand.compiler()),
             cache_dir: Some(self.cache()),
             ladder,
+            ..NeuronOptions::default()
         };
         let spec = DeviceSpec { kind: DeviceKind::Neuron, precision, neuron, ..DeviceSpec::default() };
         TestDevice { name: format!("neuron (simulated) {precision:?}").to_lowercase(), spec }

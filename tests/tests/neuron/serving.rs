@@ -13,7 +13,7 @@ use serde_json::Value;
 use super::Simulated;
 
 /// Prompts and their 24 greedy tokens.
-fn goldens(folder: &Path) -> Vec<(Vec<u32>, Vec<u32>)> {
+pub fn goldens(folder: &Path) -> Vec<(Vec<u32>, Vec<u32>)> {
     let text = fs::read_to_string(folder.join("expected.json")).expect("the fixture");
     let expected: Value = serde_json::from_str(&text).expect("JSON");
     let ids = |v: &Value| v.as_array().expect("a list").iter().map(|v| v.as_u64().expect("an id") as u32).collect();
@@ -22,7 +22,7 @@ fn goldens(folder: &Path) -> Vec<(Vec<u32>, Vec<u32>)> {
 }
 
 /// Serves all requests at once on `device`; each answer, and how often a sequence was preempted.
-fn serve(device: &TestDevice, folder: &Path, config: EngineConfig, prompts: &[Vec<u32>]) -> (Vec<Vec<u32>>, u64) {
+pub fn serve(device: &TestDevice, folder: &Path, config: EngineConfig, prompts: &[Vec<u32>]) -> (Vec<Vec<u32>>, u64) {
     let mut backend = device.open();
     let checkpoint = Checkpoint::open(folder).expect("the fixture opens");
     let model = checkpoint.load(backend.as_mut(), WeightDtype::Auto, &mut |_, _| {}).expect("loads");
