@@ -20,7 +20,8 @@ pub fn compiler() -> Result<PathBuf, String> {
     places.find(|p| p.is_file()).ok_or_else(|| "the simulator's compiler was not built beside this test".into())
 }
 
-/// A fresh device as `spec` says, its runtime library and cache in a temporary folder.
+/// A fresh device as `spec` says, its runtime library and cache in a temporary folder. With DUALGAUGE_TEST_RECORD=FOLDER,
+/// each graph that runs is written there with its inputs and outputs, for `tests/xla/check.py`.
 ///
 /// # Errors
 /// What opening a device can fail with.
@@ -29,6 +30,9 @@ pub fn fresh(spec: &DeviceSpec) -> Result<Box<dyn Backend>> {
     let folder = tempfile::tempdir().map_err(|e| unavailable(e.to_string()))?;
     let compiler = compiler().map_err(unavailable)?;
     let stand = Stand::new(folder.path(), &compiler).map_err(|e| unavailable(e.to_string()))?;
+    if let Ok(record) = std::env::var("DUALGAUGE_TEST_RECORD") {
+        stand.set(&format!("record {record}")).map_err(|e| unavailable(e.to_string()))?;
+    }
     let mut spec = spec.clone();
     spec.neuron.libnrt = Some(stand.library());
     spec.neuron.compiler = Some(stand.compiler());

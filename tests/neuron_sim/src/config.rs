@@ -3,13 +3,14 @@
 use std::path::{Path, PathBuf};
 
 /// One setting a line: `hbm_bytes N`, `cores N`, `family N`, `fault CALL NTH STATUS` (the NTH call, from 1, of that
-/// function returns STATUS).
+/// function returns STATUS), `record FOLDER` (see [`crate::record`]).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     pub hbm_bytes: usize,
     pub cores: u32,
     pub family: u32,
     pub faults: Vec<Fault>,
+    pub record: Option<PathBuf>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,7 +23,7 @@ pub struct Fault {
 impl Default for Config {
     /// A trn2 with four logical cores and a GiB each.
     fn default() -> Self {
-        Self { hbm_bytes: 1 << 30, cores: 4, family: 5, faults: vec![] }
+        Self { hbm_bytes: 1 << 30, cores: 4, family: 5, faults: vec![], record: None }
     }
 }
 
@@ -40,6 +41,10 @@ impl Config {
                 ["hbm_bytes", n] => n.parse().map(|n| config.hbm_bytes = n).is_ok(),
                 ["cores", n] => n.parse().map(|n| config.cores = n).is_ok(),
                 ["family", n] => n.parse().map(|n| config.family = n).is_ok(),
+                ["record", folder] => {
+                    config.record = Some(folder.into());
+                    true
+                }
                 ["fault", call, nth, status] => match (nth.parse(), status.parse()) {
                     (Ok(nth), Ok(status)) => {
                         config.faults.push(Fault { call: call.into(), nth, status });

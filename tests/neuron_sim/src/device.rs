@@ -7,6 +7,7 @@ use crate::compiler::unwrap;
 use crate::config::Config;
 use crate::evaluate::evaluate;
 use crate::graph::{Graph, Port, parse};
+use crate::record;
 use crate::value::{Data, Value};
 use crate::verify::verify;
 
@@ -35,6 +36,8 @@ pub struct Device {
     pub config: Config,
     tensors: HashMap<usize, Tensor>,
     models: HashMap<usize, Graph>,
+    /// The bytes of the graphs, while they are recorded.
+    sources: HashMap<usize, Vec<u8>>,
     sets: HashMap<usize, HashMap<String, usize>>,
     next: usize,
     used: usize,
@@ -56,6 +59,7 @@ impl Device {
             config,
             tensors: HashMap::new(),
             models: HashMap::new(),
+            sources: HashMap::new(),
             sets: HashMap::new(),
             next: 0x1000,
             used: 0,
@@ -154,13 +158,16 @@ impl Device {
             14 | 15 => target == "trn3",
             _ => target == "trn2",
         };
+        let source = self.config.record.is_some().then(|| graph.to_vec());
         let graph = parse(graph).ok().filter(|g| fits && verify(g).is_ok()).ok_or(UNSUPPORTED_NEFF)?;
         let handle = self.handle();
+        source.and_then(|source| self.sources.insert(handle, source));
         self.models.insert(handle, graph);
         Ok(handle)
     }
 
     pub fn unload(&mut self, model: usize) -> Status {
+        self.sources.remove(&model);
         if self.models.remove(&model).is_some() { OK } else { INVALID_HANDLE }
     }
 
@@ -216,17 +223,26 @@ impl Device {
                 return Err(INVALID);
             }
         }
-        let mut values = vec![];
+        let (mut values, mut before) = (vec![], vec![]);
         for (port, tensor) in graph.inputs.iter().zip(&ins) {
             let bytes = self.readable(*tensor, 0, port.shape.bytes()).inspect_err(|_| {
                 eprintln!("sim-nrt: input {} was not wholly written", port.name);
             })?;
             values.push(Value::decode(&port.shape, bytes));
+            if self.config.record.is_some() {
+                before.push(bytes.to_vec());
+            }
         }
         let results = evaluate(graph, values).map_err(|fault| {
             eprintln!("sim-nrt: out of bounds: {}", fault.0);
             OUT_OF_BOUNDS
         })?;
+        if let (Some(folder), Some(source)) = (&self.config.record, self.sources.get(&model)) {
+            let after: Vec<Vec<u8>> = results.iter().map(Value::encode).collect();
+            if let Err(e) = record::write(folder, source, &before, &after) {
+                eprintln!("sim-nrt: nothing is recorded in {}: {e}", folder.display());
+            }
+        }
         let nan = |v: &Value| matches!(&v.data, Data::Float(v) if v.iter().any(|v| v.is_nan()));
         let nan = results.iter().any(nan);
         for (result, tensor) in results.iter().zip(&outs) {

@@ -10,6 +10,7 @@ mod config;
 mod device;
 mod evaluate;
 mod graph;
+mod record;
 mod stand;
 #[cfg(test)]
 mod tests;
