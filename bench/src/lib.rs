@@ -1,4 +1,5 @@
 //! Owns what benches share. Knows no result.
 
+pub mod neuron;
 pub mod roofline;
 pub mod timing;

@@ -39,7 +39,7 @@ impl StartPlan {
     }
 
     /// The programs of all [`Self::shapes`]: greedy, with candidates, and with all logits when `logits` says so
-    /// (penalties, bias, many log-probabilities ask for them).
+    /// (penalties, bias, constrained answers and many log-probabilities ask for them).
     ///
     /// # Errors
     /// The first shape rule that the model breaks.

@@ -84,10 +84,9 @@ impl TestDevice {
 
     /// As [`Self::lacks`], of a weight format.
     pub fn lacks_format(&self, format: Format) -> Option<String> {
-        use Format::{Bf16, F16, F32, Mxfp4, Q4_0, Q4_1, Q6K, Q8_0};
         let lacks = match self.spec.kind {
             DeviceKind::Cuda(_) => format.is_quantised(),
-            DeviceKind::Neuron => !matches!(format, F32 | F16 | Bf16 | Q8_0 | Q4_0 | Q4_1 | Q6K | Mxfp4),
+            DeviceKind::Neuron => matches!(format, Format::Q2K | Format::Q3K | Format::Iq4Nl | Format::Iq4Xs),
             _ => false,
         };
         lacks.then(|| format!("weights in {format}"))

@@ -26,6 +26,22 @@ pub(super) fn fields(format: Format) -> Option<&'static [Field]> {
     const Q4_1: [Field; 3] = [field(Ty::F16, 0, 2), field(Ty::F16, 2, 2), field(Ty::U8, 4, 16)];
     const Q6K: [Field; 4] =
         [field(Ty::U8, 0, 128), field(Ty::U8, 128, 64), field(Ty::S8, 192, 16), field(Ty::F16, 208, 2)];
+    const Q5_0: [Field; 3] = [field(Ty::F16, 0, 2), field(Ty::U8, 2, 4), field(Ty::U8, 6, 16)];
+    const Q5_1: [Field; 4] = [field(Ty::F16, 0, 2), field(Ty::F16, 2, 2), field(Ty::U8, 4, 4), field(Ty::U8, 8, 16)];
+    const Q4K: [Field; 4] = [field(Ty::F16, 0, 2), field(Ty::F16, 2, 2), field(Ty::U8, 4, 12), field(Ty::U8, 16, 128)];
+    const Q5K: [Field; 5] = [
+        field(Ty::F16, 0, 2),
+        field(Ty::F16, 2, 2),
+        field(Ty::U8, 4, 12),
+        field(Ty::U8, 16, 32),
+        field(Ty::U8, 48, 128),
+    ];
+    const FP8_32: [Field; 2] = [field(Ty::F32, 0, 4), field(Ty::U8, 4, 32)];
+    const FP8_128: [Field; 2] = [field(Ty::F32, 0, 4), field(Ty::U8, 4, 128)];
+    const INT8_32: [Field; 2] = [field(Ty::F32, 0, 4), field(Ty::S8, 4, 32)];
+    const INT8_128: [Field; 2] = [field(Ty::F32, 0, 4), field(Ty::S8, 4, 128)];
+    const INT4_32: [Field; 3] = [field(Ty::F32, 0, 4), field(Ty::U8, 4, 1), field(Ty::U8, 5, 16)];
+    const INT4_128: [Field; 3] = [field(Ty::F32, 0, 4), field(Ty::U8, 4, 1), field(Ty::U8, 5, 64)];
     const MXFP4: [Field; 2] = [field(Ty::U8, 0, 1), field(Ty::U8, 1, 16)];
     Some(match format {
         Format::F32 => &PLAIN_32,
@@ -35,8 +51,18 @@ pub(super) fn fields(format: Format) -> Option<&'static [Field]> {
         Format::Q4_0 => &Q4_0,
         Format::Q4_1 => &Q4_1,
         Format::Q6K => &Q6K,
+        Format::Q5_0 => &Q5_0,
+        Format::Q5_1 => &Q5_1,
+        Format::Q4K => &Q4K,
+        Format::Q5K => &Q5K,
         Format::Mxfp4 => &MXFP4,
-        _ => return None,
+        Format::Fp8G32 => &FP8_32,
+        Format::Fp8G128 => &FP8_128,
+        Format::Int8G32 => &INT8_32,
+        Format::Int8G128 => &INT8_128,
+        Format::Int4G32 => &INT4_32,
+        Format::Int4G128 => &INT4_128,
+        Format::Q2K | Format::Q3K | Format::Iq4Nl | Format::Iq4Xs => return None,
     })
 }
 

@@ -1,7 +1,7 @@
 //! What the runtime reports becomes an error that says what happened and what to do, and whether the device still
 //! works. Statuses are injected into the stand-in.
 
-use dualgauge_kernels::{Error, Format, Precision, open};
+use dualgauge_kernels::{AttnSpec, DType, Error, Format, KvLayer, KvSpec, Precision, Recorder, Tail, open};
 use dualgauge_tests::{Pages, Random, Runner, TinyLlama};
 
 use super::Simulated;
@@ -91,4 +91,64 @@ fn a_device_says_what_it_is() {
         assert!(info.description.contains(word), "{}", info.description);
     }
     assert!(!backend.limits().mixed && backend.limits().prefill_seqs == 1);
+}
+
+/// A model's whole life on a device, which any call may end.
+fn life(simulated: &Simulated) -> Result<(), Error> {
+    let mut backend = open(&simulated.device(Precision::Exact).spec)?.backend;
+    let block_tokens = backend.limits().block_tokens;
+    let layer = KvLayer { kv_heads: 1, k_dim: 4, v_dim: 4 };
+    backend.reserve_kv(&KvSpec { layers: vec![layer], block_tokens, dtype: DType::F32 }, 3)?;
+    let tables = [0, 1, 2].map(|seed| Random::new(seed).tensor([5, 4], Format::F32, 1.0));
+    let tables = tables.map(|tensor| backend.upload(tensor, Format::F32));
+    let mut pages = Pages::new(block_tokens, 3, &mut Random::new(1));
+    let s = pages.add(vec![1, 2, 3]);
+    let batch = pages.step(&[(s, 3)]);
+    let g = Recorder::new(batch.shape, block_tokens);
+    let mut parts = vec![];
+    for table in tables {
+        parts.push(g.reshape(g.embed(g.tokens(), table?), [3, 1, 4]));
+    }
+    let out = g.attention(parts[0], parts[1], parts[2], AttnSpec::new(0, 0.5));
+    let logits = g.reshape(out, [3, 4]);
+    let program = g.finish(logits, Tail { logits: true, ..Tail::default() }).expect("records");
+    let id = backend.compile(&program)?;
+    let ticket = backend.launch(id, &batch)?;
+    backend.wait(ticket)?;
+    backend.release(id);
+    Ok(())
+}
+
+/// Whichever call fails, and whenever: an error that names the status, and nothing is left behind.
+#[test]
+fn every_call_may_fail() {
+    let calls = [
+        ("nrt_init", 1),
+        ("nrt_get_vnc_memory_stats", 1),
+        ("nrt_tensor_allocate", 8),
+        ("nrt_tensor_write", 4),
+        ("nrt_tensor_memset", 2),
+        ("nrt_load", 1),
+        ("nrt_get_model_tensor_info", 1),
+        ("nrt_free_model_tensor_info", 1),
+        ("nrt_allocate_tensor_set", 2),
+        ("nrt_add_tensor_to_tensor_set", 9),
+        ("nrt_execute", 1),
+        ("nrt_tensor_read", 3),
+    ];
+    for (call, most) in calls {
+        for nth in 1..=most {
+            let simulated = Simulated::new();
+            simulated.stand.set(&format!("fault {call} {nth} 6")).expect("is told");
+            let error = life(&simulated).expect_err(&format!("{call}, call {nth}"));
+            assert!(error.is_fatal() && error.to_string().contains("status 6"), "{call}, call {nth}: {error}");
+            if call != "nrt_init" {
+                let report = simulated.stand.report().expect("the runtime was closed");
+                assert_eq!(report.leaked, 0, "{call}, call {nth}: handles leaked");
+            }
+        }
+    }
+    let simulated = Simulated::new();
+    life(&simulated).expect("without a fault it lives");
+    simulated.assert_clean();
 }

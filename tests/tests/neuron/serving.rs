@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::Path;
 
-use dualgauge::{Engine, EngineConfig, Event, FinishReason, Request, Sampling};
+use dualgauge::{Engine, EngineConfig, Event, FinishReason, Health, Request, Sampling};
 use dualgauge_kernels::Precision;
 use dualgauge_models::{Checkpoint, WeightDtype};
 use dualgauge_tests::TestDevice;
@@ -69,4 +69,31 @@ fn the_engine_gives_the_goldens_on_a_simulated_device() {
         assert_eq!(serve(&device, folder, config, &prompts).0, wanted);
         assert!(simulated.stand.compilations() <= compiled + 1, "the second start compiled again");
     }
+}
+
+/// A lost device ends the requests with an error and turns the engine's health red; it stays so.
+#[test]
+fn a_lost_device_ends_the_requests() {
+    let folder = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/families/llama"));
+    let simulated = Simulated::new();
+    simulated.stand.set("fault nrt_execute 5 1200").expect("is told");
+    let mut backend = simulated.device(Precision::Exact).open();
+    let checkpoint = Checkpoint::open(folder).expect("the fixture opens");
+    let model = checkpoint.load(backend.as_mut(), WeightDtype::Auto, &mut |_, _| {}).expect("loads");
+    let config = EngineConfig { max_num_seqs: 2, max_num_batched_tokens: 64, ..EngineConfig::default() };
+    let engine = Engine::start(backend, model, config).expect("starts");
+    let sampling = Sampling { max_tokens: Some(24), ignore_eos: true, ..Sampling::default() };
+    let mut events = engine.submit(Request::new(vec![5, 6, 7], sampling.clone())).expect("is taken");
+    let mut tokens = 0;
+    let message = loop {
+        match events.next_blocking().expect("ends with an end") {
+            Event::Token(_) => tokens += 1,
+            Event::Failed { message } => break message,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(tokens, 4, "what was computed before was delivered");
+    assert!(message.contains("collective") && message.contains("restart"), "{message}");
+    assert!(matches!(engine.health(), Health::Lost(_)));
+    assert!(engine.submit(Request::new(vec![5], sampling)).is_err(), "nothing more is taken");
 }

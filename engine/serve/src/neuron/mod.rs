@@ -47,7 +47,7 @@ enum NeuronCommand {
         /// Compilations at a time. Each takes gigabytes of memory.
         #[arg(long, default_value_t = 2, value_parser = crate::args::count, help_heading = "Compiling")]
         jobs: usize,
-        /// Also the programs that return all logits, which penalties, bias and many log-probabilities ask for.
+        /// Also the programs that return all logits: penalties, bias, constrained answers, many log-probabilities ask for them.
         #[arg(long, help_heading = "Compiling")]
         logits: bool,
     },

@@ -13,6 +13,9 @@ use dualgauge_models::source::random::{self, LlamaShape};
 /// Allowed part of the largest value: sums of f32 in another order; products of bf16.
 const EXACT: f32 = 1e-3;
 const NATIVE: f32 = 4e-2;
+/// What weights are stored as on the device.
+const FORMATS: [Format; 8] =
+    [Format::F32, Format::F16, Format::Bf16, Format::Q8_0, Format::Q4_0, Format::Q4_1, Format::Q6K, Format::Mxfp4];
 /// Blocks of the cache, and tokens of a case.
 const BLOCKS: usize = 8;
 const TOKENS: usize = 6;
@@ -85,7 +88,7 @@ impl Side {
             context: vec![(first + n) as u32],
             block_table: (1..=blocks as u32).collect(),
             rows: (0..n as u32).collect(),
-            masks: vec![],
+            ..Batch::default()
         };
         let rounded = self.backend.round_up(shape).unwrap_or(shape);
         batch.pad_to(rounded, block_tokens);
@@ -102,7 +105,7 @@ impl Side {
 impl Bench {
     fn operations(&mut self) {
         self.case("embed", "f32", |c| Ok(c.input(24)));
-        for format in Format::ALL {
+        for format in FORMATS {
             self.case("linear", format.name(), move |c| {
                 let (x, w) = (c.input(256), c.matrix([40, 256], format)?);
                 Ok(c.g.linear(x, w))
@@ -126,10 +129,10 @@ impl Bench {
                 let freqs = c.upload(HostTensor::from_f32("freqs", [6], &freqs)?)?;
                 let x = c.input(3 * 16);
                 let x = c.g.reshape(x, [c.tokens(), 3, 16]);
-                Ok(c.g.rope(x, RopeSpec { freqs, interleaved, magnitude: 1.25 }))
+                Ok(c.g.rope(x, RopeSpec { freqs, long: None, interleaved, magnitude: 1.25 }))
             });
         }
-        let plain = AttnSpec { layer: 0, scale: 0.3, window: None, softcap: None, sinks: None };
+        let plain = AttnSpec::new(0, 0.3);
         let window = AttnSpec { window: Some(3), ..plain };
         let capped = AttnSpec { softcap: Some(2.0), ..plain };
         for (name, spec, sinks) in
@@ -164,13 +167,22 @@ impl Bench {
         for score in [RouterScore::Softmax, RouterScore::SoftmaxChosen, RouterScore::Sigmoid] {
             self.case("experts", &format!("{score:?}"), move |c| {
                 let (logits, x) = (c.input(6), c.input(32));
-                let spec = RouterSpec { top_k: 2, score, normalise: true, scale: 1.5, bias: None, groups: None };
+                let spec =
+                    RouterSpec { top_k: 2, score, normalise: true, scale: 1.5, bias: None, gains: None, groups: None };
                 let gate_up = c.matrix([6, 2 * 32, 32], Format::Bf16)?;
                 let down = c.matrix([6, 32, 32], Format::Bf16)?;
                 let (act, interleaved) = (Act::Silu, false);
                 let spec = (
                     c.g.router(logits, spec),
-                    ExpertsSpec { gate_up, gate_up_bias: None, down, down_bias: None, act, interleaved },
+                    ExpertsSpec {
+                        gate_up,
+                        gate_up_bias: None,
+                        down,
+                        down_bias: None,
+                        act,
+                        interleaved,
+                        weigh_input: false,
+                    },
                 );
                 Ok(c.g.experts(x, spec.0, spec.1))
             });

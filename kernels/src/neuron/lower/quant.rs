@@ -20,10 +20,33 @@ impl Lowering<'_> {
             })
             .collect();
         let values = match format {
-            Format::Q8_0 => {
+            Format::Q8_0 | Format::Int8G32 | Format::Int8G128 => {
                 let codes = self.b.convert(fields[1], Ty::F32);
                 self.times_groups(codes, fields[0])
             }
+            Format::Fp8G32 | Format::Fp8G128 => {
+                let codes = self.e4m3(fields[1]);
+                self.times_groups(codes, fields[0])
+            }
+            Format::Int4G32 | Format::Int4G128 => {
+                let codes = self.nibbles(fields[2], blocks);
+                let dims = self.b.dims(codes);
+                let zero = self.per_block(fields[1], &dims);
+                let codes = self.b.binary(Binary::Subtract, codes, zero);
+                self.times_groups(codes, fields[0])
+            }
+            Format::Q5_0 => {
+                let codes = self.with_fifth_bit(fields[2], fields[1], blocks);
+                let codes = self.shifted(codes, -16.0);
+                self.times_groups(codes, fields[0])
+            }
+            Format::Q5_1 => {
+                let codes = self.with_fifth_bit(fields[3], fields[2], blocks);
+                let scaled = self.times_groups(codes, fields[0]);
+                let minimum = self.per_block(fields[1], &[blocks, 32]);
+                self.b.binary(Binary::Add, scaled, minimum)
+            }
+            Format::Q4K | Format::Q5K => self.k_quant(&fields, blocks),
             Format::Q4_0 => {
                 let codes = self.nibbles(fields[1], blocks);
                 let codes = self.shifted(codes, -8.0);
@@ -32,9 +55,7 @@ impl Lowering<'_> {
             Format::Q4_1 => {
                 let codes = self.nibbles(fields[2], blocks);
                 let scaled = self.times_groups(codes, fields[0]);
-                let minimum = self.b.convert(fields[1], Ty::F32);
-                let minimum = self.b.reshape(minimum, &[blocks]);
-                let minimum = self.b.broadcast(minimum, &[blocks, 32], &[0]);
+                let minimum = self.per_block(fields[1], &[blocks, 32]);
                 self.b.binary(Binary::Add, scaled, minimum)
             }
             Format::Q6K => self.q6k(&fields, blocks),
@@ -60,7 +81,14 @@ impl Lowering<'_> {
         self.b.reshape(values, &dims)
     }
 
-    /// Low nibbles of `[blocks, 16]`, then high ones: `[blocks, 32]` f32.
+    /// One number a block, `[blocks, 1]`, over all of `dims`, f32.
+    fn per_block(&mut self, x: Node, dims: &[usize]) -> Node {
+        let x = self.b.convert(x, Ty::F32);
+        let x = self.b.reshape(x, &dims[..1]);
+        self.b.broadcast(x, dims, &[0])
+    }
+
+    /// For each 16 bytes of `[blocks, n]`, their low nibbles, then the high ones: `[blocks, 2 n]` f32.
     fn nibbles(&mut self, packed: Node, blocks: usize) -> Node {
         let codes = self.nibble_codes(packed, blocks);
         self.b.convert(codes, Ty::F32)
@@ -68,9 +96,114 @@ impl Lowering<'_> {
 
     /// As [`Self::nibbles`], s32.
     fn nibble_codes(&mut self, packed: Node, blocks: usize) -> Node {
-        let packed = self.b.reshape(packed, &[blocks, 1, 16]);
+        let bytes = self.b.dims(packed)[1];
+        let packed = self.b.reshape(packed, &[blocks, bytes / 16, 1, 16]);
         let codes = self.bits(packed, 4);
-        self.b.reshape(codes, &[blocks, 32])
+        self.b.reshape(codes, &[blocks, 2 * bytes])
+    }
+
+    /// Nibbles `[blocks, 16]` and, value by value, a higher bit from `[blocks, 4]`: `[blocks, 32]` f32.
+    fn with_fifth_bit(&mut self, packed: Node, high: Node, blocks: usize) -> Node {
+        let low = self.nibble_codes(packed, blocks);
+        let high = self.b.reshape(high, &[blocks, 4, 1, 1]);
+        let high = self.bits(high, 1);
+        let high = self.b.reshape(high, &[blocks, 32]);
+        let codes = self.joined(low, high, 16);
+        self.b.convert(codes, Ty::F32)
+    }
+
+    /// `low + high * by`, s32.
+    fn joined(&mut self, low: Node, high: Node, by: i32) -> Node {
+        let dims = self.b.dims(high);
+        let by = self.b.full_s32(by, &dims);
+        let high = self.b.binary(Binary::Multiply, high, by);
+        self.b.binary(Binary::Add, low, high)
+    }
+
+    /// 256 values in groups of 32: nibbles of four rows of 32 bytes, low ones first, a fifth bit from one more row where
+    /// the format has it; a 6-bit scale and minimum a group, which are multiplied by those of the block.
+    fn k_quant(&mut self, fields: &[Node], blocks: usize) -> Node {
+        let (packed, high) = match *fields {
+            [_, _, _, packed] => (packed, None),
+            [_, _, _, high, packed] => (packed, Some(high)),
+            _ => unreachable!("formats of this kind have four fields or five: this is a bug"),
+        };
+        let packed = self.b.reshape(packed, &[blocks, 4, 1, 32]);
+        let codes = self.bits(packed, 4);
+        let mut codes = self.b.reshape(codes, &[blocks, 256]);
+        if let Some(high) = high {
+            let high = self.b.reshape(high, &[blocks, 1, 32]);
+            let high = self.bits(high, 1);
+            let high = self.b.reshape(high, &[blocks, 256]);
+            codes = self.joined(codes, high, 16);
+        }
+        let codes = self.b.convert(codes, Ty::F32);
+        let (scales, minima) = self.six_bits(fields[2], blocks);
+        let scales = self.times_groups(scales, fields[0]);
+        let scaled = self.times_groups(codes, scales);
+        let minima = self.times_groups(minima, fields[1]);
+        let minima = self.b.broadcast(minima, &[blocks, 8, 32], &[0, 1]);
+        let minima = self.b.reshape(minima, &[blocks, 256]);
+        self.b.binary(Binary::Subtract, scaled, minima)
+    }
+
+    /// Eight scales and eight minima of 6 bits out of 12 bytes, `[blocks, 8]` f32 each: the first four of each lie low in
+    /// the first eight bytes, the low halves of the others in the last four, their high bits above the first ones.
+    fn six_bits(&mut self, packed: Node, blocks: usize) -> (Node, Node) {
+        let packed = self.b.convert(packed, Ty::S32);
+        let four = [blocks, 4];
+        let (mask, six) = (self.b.full_s32(63, &four), self.b.full_s32(6, &four));
+        let (nibble, half) = (self.b.full_s32(15, &four), self.b.full_s32(4, &four));
+        let last = self.b.slice(packed, 1, 8, 12);
+        let mut all = vec![];
+        for (i, start) in [0, 4].into_iter().enumerate() {
+            let bytes = self.b.slice(packed, 1, start, start + 4);
+            let first = self.b.binary(Binary::And, bytes, mask);
+            let top = self.b.binary(Binary::ShiftRightLogical, bytes, six);
+            let low = match i {
+                0 => self.b.binary(Binary::And, last, nibble),
+                _ => self.b.binary(Binary::ShiftRightLogical, last, half),
+            };
+            let second = self.joined(low, top, 16);
+            let both = self.b.concatenate(&[first, second], 1);
+            all.push(self.b.convert(both, Ty::F32));
+        }
+        (all[0], all[1])
+    }
+
+    /// Numbers of 8-bit floats: sign, four bits of exponent (bias 7), three of fraction. The one code that is no number
+    /// does not occur in weights.
+    fn e4m3(&mut self, codes: Node) -> Node {
+        let dims = self.b.dims(codes);
+        let codes = self.b.convert(codes, Ty::S32);
+        let of = |l: &mut Self, v: i32| l.b.full_s32(v, &dims);
+        let (seven, fifteen, three, zero) = (of(self, 7), of(self, 15), of(self, 3), of(self, 0));
+        let fraction = self.b.binary(Binary::And, codes, seven);
+        let exponent = self.b.binary(Binary::ShiftRightLogical, codes, three);
+        let exponent = self.b.binary(Binary::And, exponent, fifteen);
+        // Normal numbers have a leading one; the least exponent is that of numbers without.
+        let normal = self.b.compare(Compare::Gt, exponent, zero);
+        let eight = of(self, 8);
+        let led = self.b.binary(Binary::Add, fraction, eight);
+        let digits = self.b.select(normal, led, fraction);
+        let digits = self.b.convert(digits, Ty::F32);
+        let one = self.b.full_f32(1.0, &dims);
+        let mut power = one;
+        for bit in 0..4 {
+            let mask = of(self, 1 << bit);
+            let held = self.b.binary(Binary::And, exponent, mask);
+            let set = self.b.compare(Compare::Ne, held, zero);
+            let factor = self.b.full_f32((2f32).powi(1 << bit), &dims);
+            let factor = self.b.select(set, factor, one);
+            power = self.b.binary(Binary::Multiply, power, factor);
+        }
+        let least = self.b.full_f32(2.0, &dims);
+        let power = self.b.select(normal, power, least);
+        let size = self.b.binary(Binary::Multiply, digits, power);
+        let (plus, minus) = (self.scaled(size, 2f32.powi(-10)), self.scaled(size, -(2f32.powi(-10))));
+        let positive = of(self, 127);
+        let negative = self.b.compare(Compare::Gt, codes, positive);
+        self.b.select(negative, minus, plus)
     }
 
     /// The numbers 0, 0.5, 1, 1.5, 2, 3, 4, 6 of the codes 0 to 7, and their negatives of 8 to 15.
