@@ -6,6 +6,7 @@ use std::process::{Command, Output};
 
 use dualgauge::EngineConfig;
 use dualgauge_kernels::Precision;
+use dualgauge_models::WeightDtype;
 
 use super::Simulated;
 use super::serving::{goldens, serve};
@@ -97,7 +98,7 @@ fn a_compiled_model_serves_without_a_compiler() {
     let config =
         EngineConfig { max_num_seqs: 4, max_num_batched_tokens: 64, kv_bytes: bytes, ..EngineConfig::default() };
     assert!(bytes.is_some(), "the flag that makes the cache fit is said: {text}");
-    assert_eq!(serve(&device, Path::new(MODEL), config, &prompts).0, wanted);
+    assert_eq!(serve(&device, (Path::new(MODEL), WeightDtype::F32), config, &prompts).0, wanted);
     simulated.assert_clean();
 }
 

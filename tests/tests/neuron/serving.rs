@@ -21,11 +21,16 @@ pub fn goldens(folder: &Path) -> Vec<(Vec<u32>, Vec<u32>)> {
     prompts.iter().map(|p| (ids(&p["ids"]), ids(&p["greedy_ids"]))).collect()
 }
 
-/// Serves all requests at once on `device`; each answer, and how often a sequence was preempted.
-pub fn serve(device: &TestDevice, folder: &Path, config: EngineConfig, prompts: &[Vec<u32>]) -> (Vec<Vec<u32>>, u64) {
+/// Serves all requests at once on `device` with weights as `dtype` says; each answer, and how often a sequence was preempted.
+pub fn serve(
+    device: &TestDevice,
+    (folder, dtype): (&Path, WeightDtype),
+    config: EngineConfig,
+    prompts: &[Vec<u32>],
+) -> (Vec<Vec<u32>>, u64) {
     let mut backend = device.open();
     let checkpoint = Checkpoint::open(folder).expect("the fixture opens");
-    let model = checkpoint.load(backend.as_mut(), WeightDtype::Auto, &mut |_, _| {}).expect("loads");
+    let model = checkpoint.load(backend.as_mut(), dtype, &mut |_, _| {}).expect("loads");
     let engine = Engine::start(backend, model, config).expect("starts");
     let sampling = Sampling { max_tokens: Some(24), ignore_eos: true, ..Sampling::default() };
     let streams: Vec<_> =
@@ -59,14 +64,14 @@ fn the_engine_gives_the_goldens_on_a_simulated_device() {
     for (config, scarce) in [(roomy, false), (tight, true)] {
         let simulated = Simulated::new();
         let device = simulated.device(Precision::Exact);
-        let (answers, preempted) = serve(&device, folder, config.clone(), &prompts);
+        let (answers, preempted) = serve(&device, (folder, WeightDtype::Auto), config.clone(), &prompts);
         assert_eq!(answers, wanted, "scarce {scarce}");
         assert_eq!(preempted > 0, scarce, "preempted {preempted} times");
         simulated.assert_clean();
         // A second start finds everything compiled.
         let compiled = simulated.stand.compilations();
         simulated.stand.restart().expect("a new process");
-        assert_eq!(serve(&device, folder, config, &prompts).0, wanted);
+        assert_eq!(serve(&device, (folder, WeightDtype::Auto), config, &prompts).0, wanted);
         assert!(simulated.stand.compilations() <= compiled + 1, "the second start compiled again");
     }
 }

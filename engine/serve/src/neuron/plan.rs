@@ -67,6 +67,9 @@ pub fn plan(prepare: &Prepare) -> Result<Planned> {
     let shapes = plan.shapes(&ahead);
     let ladder = met(&shapes, size);
     ladder.to_string().lines().enumerate().for_each(|(i, row)| line(if i == 0 { "buckets" } else { "" }, row));
+    if cores > 1 {
+        line("note", "this build plans for several cores, and compiles and serves on one: --tp is not there yet");
+    }
     line(
         "programs",
         &format!("{} to compile, minutes each: `serve neuron compile` with these flags", 2 * shapes.len()),
