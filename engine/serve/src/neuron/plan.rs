@@ -39,7 +39,11 @@ pub fn plan(prepare: &Prepare) -> Result<Planned> {
     let parameters = model.spec().parameters as f64 / 1e6;
     line(
         "model",
-        &format!("{name}: {}, {parameters:.1} M parameters, dtype {}", model.spec().family, dtype_name(weight_dtype(args))),
+        &format!(
+            "{name}: {}, {parameters:.1} M parameters, dtype {}",
+            model.spec().family,
+            dtype_name(weight_dtype(args))
+        ),
     );
     line("target", &format!("{}: {cores} core(s) of {} each", prepare.target, mebibytes(core)));
     line("weights", &format!("{}: {} a core", mebibytes(weights), mebibytes(weights / cores as u64)));
