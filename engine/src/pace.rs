@@ -3,15 +3,18 @@
 //! which: a step's cut does not change its results.
 //!
 //! Rule: the prompts' part of a step may take as long as the generating sequences' part, so that gaps between tokens stay
-//! under about twice the plain ones. It does not hold for a crowd: while two sequences still read their prompts for each
-//! one that generates, full steps serve more people sooner.
+//! under about twice the plain ones. It does not hold for a crowd: while three sequences still read their prompts for two
+//! that generate, full steps serve more people sooner.
+//!
+//! What it costs and gives, SmolLM2-135M in bf16 on 2 cores: of 16 clients in turn the 99th percentile of the gaps falls
+//! from 171 ms to 35 ms at the same throughput; 32 requests at once end after 3.0 s instead of 2.7 s.
 
 use std::time::Duration;
 
 /// Fewer tokens would read all the weights for next to nothing.
 const LEAST_TOKENS: usize = 16;
-/// Sequences that read for one that generates, from which on the readers are a crowd.
-const CROWD: usize = 2;
+/// Sequences that read for those that generate, from which on the readers are a crowd.
+const CROWD: (usize, usize) = (3, 2);
 /// A step tells what a prompt token costs when it has this many of them for one that is generated; one with fewer tells
 /// what generating costs.
 const MOSTLY_PROMPT: usize = 8;
@@ -33,7 +36,7 @@ impl Pace {
     /// to the end.
     pub fn prompt_tokens(&self, generating: usize, reading: usize) -> usize {
         let (Some(step), Some(token)) = (self.generate(generating), self.prompt_token) else { return usize::MAX };
-        if reading >= CROWD * generating {
+        if reading * CROWD.1 >= generating * CROWD.0 {
             return usize::MAX;
         }
         // Saturates where a token costs nothing.
@@ -99,8 +102,8 @@ mod tests {
         pace.observe(16, 0, ms(20));
         pace.observe(0, 512, ms(256)); // half a millisecond a token
         assert_eq!(pace.prompt_tokens(16, 1), 40);
-        assert_eq!(pace.prompt_tokens(16, 31), 40);
-        assert_eq!(pace.prompt_tokens(16, 32), usize::MAX, "a crowd");
+        assert_eq!(pace.prompt_tokens(16, 23), 40);
+        assert_eq!(pace.prompt_tokens(16, 24), usize::MAX, "a crowd");
         assert_eq!(pace.prompt_tokens(24, 1), 48, "eight sequences more, half a millisecond each");
         // Beside sequences that generate only the rest is the prompt's.
         let mut pace = Pace::default();
