@@ -418,7 +418,9 @@ fn prompts_take_no_more_time_than_those_who_generate() {
     let both = core.step().unwrap();
     assert_eq!((both.generating, both.prompt_tokens), (4, 40));
     // Eight readers beside four are a crowd: the step is full.
-    (0..7).for_each(|_| drop(core.add(long(&sampling)).unwrap()));
+    for _ in 0..7 {
+        core.add(long(&sampling)).unwrap();
+    }
     let crowd = core.step().unwrap();
     assert_eq!((crowd.generating, crowd.prompt_tokens), (4, core.plan().max_num_batched_tokens - 4));
 }
