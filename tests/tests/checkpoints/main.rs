@@ -294,7 +294,7 @@ fn a_load_quantises_what_it_says() {
                 WeightDtype::Q4 if vocabulary => elements / 32 * 34,
                 WeightDtype::Q4 => elements / 32 * 18,
                 _ if vocabulary => elements * if tensor[0] == "float32" { 4 } else { 2 },
-                _ if dims[1] % 128 == 0 => elements / 128 * 132,
+                _ if dims[1].is_multiple_of(128) => elements / 128 * 132,
                 _ => elements / 32 * 36,
             }
         });
