@@ -1,6 +1,9 @@
 //! Owns the way of weights from a file to a device: finds a tensor under its names, checks its shape, uploads it in the
 //! wished format, gives its pages back, counts. Knows no model family.
 
+#[cfg(test)]
+mod tests;
+
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
@@ -43,11 +46,12 @@ impl WeightDtype {
         }
     }
 
-    /// What a plain tensor becomes. Vectors stay f32, whatever is wished; a router stays as it is stored, since an
+    /// What a plain tensor of this Hugging Face name becomes. Vectors stay f32, whatever is wished; a router stays as it is stored, since an
     /// expert chosen wrongly costs more than its few bytes; so do matrices whose rows are no whole blocks.
     fn format(self, name: &str, stored: Format, shape: &Shape) -> Format {
         let vocabulary = ["embed", "lm_head", "wte", "wpe"].iter().any(|part| name.contains(part));
-        let router = name.ends_with(".gate.weight") || name.contains("router");
+        let router = [".gate.weight", ".shared_expert_gate.weight"].iter().any(|end| name.ends_with(end))
+            || name.contains("router");
         let blocks = match self {
             Self::Auto => return stored,
             Self::Bf16 => return Format::Bf16,
@@ -204,7 +208,7 @@ impl<'a> Loader<'a> {
         }
         let (found, tensor) = self.read(name, shape)?;
         let bytes = tensor.bytes.len() as u64;
-        let weight = self.upload(tensor)?;
+        let weight = self.upload(name, tensor)?;
         self.finished(&[found], bytes);
         self.loaded.insert(name.into(), weight);
         Ok(weight)
@@ -232,7 +236,7 @@ impl<'a> Loader<'a> {
         let format = format.expect("a stack has at least one matrix: this is a bug");
         let done = bytes.len() as u64;
         let shape = [names.len() / group, group * out, inner];
-        let weight = self.upload(HostTensor::new(names[0].clone(), shape, format, bytes)?)?;
+        let weight = self.upload(&names[0], HostTensor::new(names[0].clone(), shape, format, bytes)?)?;
         self.finished(&found, done);
         Ok(weight)
     }
@@ -256,7 +260,7 @@ impl<'a> Loader<'a> {
             [experts, out, rest @ ..] => Shape::new(&[&[*experts, 2 * out], rest].concat()),
             _ => unreachable!("experts have vectors or matrices: this is a bug"),
         };
-        let weight = self.upload(HostTensor::new(names[0].to_string(), whole, a.format, bytes)?)?;
+        let weight = self.upload(names[0], HostTensor::new(names[0].to_string(), whole, a.format, bytes)?)?;
         self.finished(&[first, second], done);
         Ok(weight)
     }
@@ -285,7 +289,7 @@ impl<'a> Loader<'a> {
                 }
             }
         });
-        let weight = self.upload(HostTensor::new(name.to_string(), shape, tensor.format, bytes)?)?;
+        let weight = self.upload(name, HostTensor::new(name.to_string(), shape, tensor.format, bytes)?)?;
         self.finished(&[found], done);
         Ok(weight)
     }
@@ -303,8 +307,9 @@ impl<'a> Loader<'a> {
         rows: Range<usize>,
         turn: bool,
     ) -> Result<Weight> {
-        let (_, tensor) = self.read(name, &[heads * part, inner])?;
-        let format = if tensor.format.is_quantised() { Format::Bf16 } else { tensor.format };
+        let (found, tensor) = self.read(name, &[heads * part, inner])?;
+        let format = if tensor.format.is_quantised() { self.expansion() } else { tensor.format };
+        let done = tensor.bytes.len() / (heads * part) * (heads * rows.len());
         let values = tensor.to_f32();
         let mut taken = Vec::with_capacity(heads * rows.len() * inner);
         for head in values.chunks_exact(part * inner) {
@@ -316,7 +321,9 @@ impl<'a> Loader<'a> {
         }
         let shape = if turn { [heads, inner, rows.len()] } else { [heads, rows.len(), inner] };
         let bytes = format::encode(format, &taken);
-        self.upload(HostTensor::new(name.to_string(), shape, format, bytes)?)
+        let weight = self.upload(name, HostTensor::new(name.to_string(), shape, format, bytes)?)?;
+        self.finished(&[found], done as u64);
+        Ok(weight)
     }
 
     /// These rows of a matrix `[out, inner]`, one after another, as a matrix.
@@ -324,7 +331,7 @@ impl<'a> Loader<'a> {
     /// # Errors
     /// As [`Self::matrix`].
     pub fn matrix_of_rows(&mut self, name: &str, out: usize, inner: usize, rows: &[Range<usize>]) -> Result<Weight> {
-        let (_, tensor) = self.read(name, &[out, inner])?;
+        let (found, mut tensor) = self.read(name, &[out, inner])?;
         let each = tensor.bytes.len() / out;
         if tensor.format.bytes(inner) != Some(each) {
             return Err(self.fail(name, format!("is {}, whose rows do not lie by themselves", tensor.format)));
@@ -332,8 +339,9 @@ impl<'a> Loader<'a> {
         let bytes: Vec<u8> = rows.iter().flat_map(|r| &tensor.bytes[r.start * each..r.end * each]).copied().collect();
         let count: usize = rows.iter().map(Range::len).sum();
         let done = bytes.len() as u64;
-        let weight = self.upload(HostTensor::new(name.to_string(), [count, inner], tensor.format, bytes)?)?;
-        self.finished(&[], done);
+        (tensor.shape, tensor.bytes) = ([count, inner].into(), bytes.into()); // The order of its inputs stays.
+        let weight = self.upload(name, tensor)?;
+        self.finished(&[found], done);
         Ok(weight)
     }
 
@@ -345,7 +353,7 @@ impl<'a> Loader<'a> {
         let (found, mut tensor) = self.read(name, &[rows, len])?;
         tensor.shape = [rows * len].into();
         let done = tensor.bytes.len() as u64;
-        let weight = self.upload(tensor)?;
+        let weight = self.upload(name, tensor)?;
         self.finished(&[found], done);
         Ok(weight)
     }
@@ -399,12 +407,13 @@ impl<'a> Loader<'a> {
         Ok((found.into_owned(), tensor))
     }
 
-    fn upload(&mut self, tensor: HostTensor<'_>) -> Result<Weight> {
+    /// `name` is the one that was asked for: the file may call the tensor otherwise.
+    fn upload(&mut self, name: &str, tensor: HostTensor<'_>) -> Result<Weight> {
         let (tensor, format) = match tensor.format.is_quantised() {
             true => self.kept(tensor)?,
             false if tensor.shape.rank() == 1 => (tensor, Format::F32),
             false => {
-                let format = self.dtype.format(&tensor.name, tensor.format, &tensor.shape);
+                let format = self.dtype.format(name, tensor.format, &tensor.shape);
                 (tensor, format)
             }
         };
@@ -430,12 +439,17 @@ impl<'a> Loader<'a> {
         if self.backend.accepts(&tensor) {
             return Ok((tensor, format));
         }
-        let plain = if self.dtype == WeightDtype::F32 { Format::F32 } else { Format::Bf16 };
+        let plain = self.expansion();
         let (name, shape, before) = (tensor.name.to_string(), tensor.shape, tensor.bytes.len() as u64);
         let expanded = HostTensor::new(name, shape, plain, format::encode(plain, &tensor.to_f32()))?;
         let all = self.expanded.entry((format.name(), plain.name())).or_default();
         *all = (all.0 + before, all.1 + expanded.bytes.len() as u64);
         Ok((expanded, plain))
+    }
+
+    /// What blocks become where they cannot stay.
+    fn expansion(&self) -> Format {
+        if self.dtype == WeightDtype::F32 { Format::F32 } else { Format::Bf16 }
     }
 
     fn finished(&mut self, names: &[String], bytes: u64) {

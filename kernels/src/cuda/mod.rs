@@ -158,7 +158,7 @@ impl Backend for Cuda {
         self.device.enter()?;
         let format = if tensor.shape.rank() == 1 { Format::F32 } else { format };
         if format.is_quantised() {
-            let what = format!("{} as {format} yet; use a bf16, f16 or f32 checkpoint, or --device cpu", tensor.name);
+            let what = format!("{} as {format} yet; leave out --quantize, or use --device cpu", tensor.name);
             return Err(Error::Unsupported { device: "cuda", what });
         }
         let converted;

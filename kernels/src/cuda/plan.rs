@@ -432,6 +432,6 @@ fn u(x: usize) -> Argument {
 fn no_format(format: Format) -> Error {
     Error::Unsupported {
         device: "cuda",
-        what: format!("weights in {format} yet; use a bf16, f16 or f32 checkpoint, or --device cpu"),
+        what: format!("weights in {format} yet; leave out --quantize, or use --device cpu"),
     }
 }

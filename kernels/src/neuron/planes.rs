@@ -68,7 +68,7 @@ pub(super) fn fields(format: Format) -> Option<&'static [Field]> {
 
 /// The error for a weight in a format without planes.
 pub(super) fn refused(format: Format, name: &str) -> Error {
-    let what = format!("weights in {format} yet ({name}); load the model with --dtype bf16");
+    let what = format!("weights in {format} yet ({name})");
     Error::Unsupported { device: "neuron", what }
 }
 

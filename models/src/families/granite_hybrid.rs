@@ -49,7 +49,8 @@ fn build(c: &Config, loader: &mut Loader<'_>) -> Result<Box<dyn Model>> {
         return Err(c.keys.fail("layer_types", format!("{} entries for {} layers", types.len(), c.layers)));
     }
     let usual = AttentionOptions::of(c, rope(loader, &c.rope)?);
-    let rope = usual.rope.filter(|_| c.keys.text("position_embedding_type").is_ok_and(|kind| kind == Some("rope")));
+    let positions = c.keys.text("position_embedding_type")?;
+    let rope = usual.rope.filter(|_| positions == Some("rope"));
     let attention = AttentionOptions { scale: c.keys.positive("attention_multiplier")? as f32, rope, ..usual };
     let mamba = MambaOptions::of(c)?;
     let shared = MlpOptions {
