@@ -15,8 +15,8 @@ use std::time::Duration;
 const LEAST_TOKENS: usize = 16;
 /// Sequences that read for those that generate, from which on the readers are a crowd.
 const CROWD: (usize, usize) = (3, 2);
-/// A step tells what a prompt token costs when it has this many of them for one that is generated; one with fewer tells
-/// what generating costs.
+/// A step beside sequences whose part is not known tells what a prompt token costs when it has this many of them for one
+/// that is generated; one with fewer tells what generating costs.
 const MOSTLY_PROMPT: usize = 8;
 /// Weight of the newest step in what is remembered.
 const NEWEST: f64 = 0.125;
@@ -46,8 +46,10 @@ impl Pace {
     /// Remembers a step of `generating` sequences and `prompt_tokens` that took `elapsed`.
     pub fn observe(&mut self, generating: usize, prompt_tokens: usize, elapsed: Duration) {
         let seconds = elapsed.as_secs_f64();
+        // Beside sequences whose part is known the rest is the prompts'; else what there is more of is told apart.
+        let known = generating == 0 || self.generate[bucket(generating)].is_some();
         // What is known of the other part may be too much by now: a quarter is left at least.
-        if prompt_tokens >= LEAST_TOKENS.max(MOSTLY_PROMPT * generating) {
+        if prompt_tokens >= LEAST_TOKENS && (known || prompt_tokens >= MOSTLY_PROMPT * generating) {
             let others = self.generate(generating).filter(|_| generating > 0).unwrap_or(0.0);
             remember(&mut self.prompt_token, (seconds - others).max(seconds / 4.0) / prompt_tokens as f64);
         } else if generating > 0 && (prompt_tokens == 0 || self.prompt_token.is_some()) {
@@ -127,5 +129,28 @@ mod tests {
         pace.observe(4, 0, ms(100_000));
         let now = pace.prompt_tokens(4, 1);
         assert!((109..=111).contains(&now), "a surprise counts as four usual steps, an eighth of them: {now}");
+    }
+    #[test]
+    fn a_wrong_first_impression_passes() {
+        // The first prompt was read five times too slowly; sixteen streams of 60 ms; a token costs 0.9 ms in truth.
+        let mut pace = Pace::default();
+        pace.observe(0, 512, Duration::from_micros(512 * 4500));
+        pace.observe(16, 0, ms(60));
+        let steps = (0..100).map(|_| {
+            let tokens = pace.prompt_tokens(16, 1);
+            pace.observe(16, tokens, Duration::from_micros(60_000 + tokens as u64 * 900));
+            tokens
+        });
+        let tokens: Vec<usize> = steps.collect();
+        assert_eq!(tokens[0], LEAST_TOKENS);
+        assert!((60..=68).contains(tokens.last().unwrap()), "{tokens:?}");
+        // And one that gets dearer five times, deep in a prompt: the step comes back to twice the plain one.
+        let mut step_ms = 0;
+        for _ in 0..100 {
+            let tokens = pace.prompt_tokens(16, 1);
+            step_ms = 60 + tokens as u64 * 9 / 2;
+            pace.observe(16, tokens, ms(step_ms));
+        }
+        assert!(step_ms <= 140, "{step_ms}");
     }
 }

@@ -109,7 +109,10 @@ impl Scheduler {
             self.decode(kv, &mut plan);
             let generating = plan.chunks.len();
             if generating > 0 {
-                plan.left = plan.left.min(pace.prompt_tokens(generating, self.sequences.len() - generating));
+                // Who waits for a place does not count: a queue is no reason to let the running ones wait.
+                let places = self.budget.seqs - self.running.len();
+                let reading = self.running.len() - generating + self.waiting.len().min(places);
+                plan.left = plan.left.min(pace.prompt_tokens(generating, reading));
             }
             self.prefill(kv, limits, &mut plan);
         } else if self.prefill_next {

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use dualgauge_kernels::{Backend, Batch, KvSpec, Op, Output, Probe, Program, Recorder, Tail, Value};
+use dualgauge_kernels::{Backend, Batch, DeviceKind, KvSpec, Op, Output, Probe, Program, Recorder, Tail, Value};
 use dualgauge_models::{Checkpoint, Model, WeightDtype};
 
 use crate::pages::Pages;
@@ -33,7 +33,13 @@ impl Driver {
     pub fn load(device: &TestDevice, path: &Path, blocks: usize) -> Self {
         let mut backend = device.open();
         let checkpoint = Checkpoint::open(path).unwrap_or_else(|e| panic!("{e}"));
-        let model = checkpoint.load(backend.as_mut(), WeightDtype::Auto, &mut |_, _| {});
+        // A device that lacks a quantised format gets it in bf16, which rounds, or in f32, which does not.
+        let quantised =
+            std::fs::read_to_string(path.join("config.json")).is_ok_and(|c| c.contains("quantization_config"));
+        let expands =
+            quantised && device.is_exact() && !matches!(device.spec.kind, DeviceKind::Cpu | DeviceKind::Reference);
+        let dtype = if expands { WeightDtype::F32 } else { WeightDtype::Auto };
+        let model = checkpoint.load(backend.as_mut(), dtype, &mut |_, _| {});
         Self::new(backend, model.unwrap_or_else(|e| panic!("{}: {e}", device.name)), blocks)
     }
 
