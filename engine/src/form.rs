@@ -2,7 +2,7 @@
 //! Knows no wire format and no grammar engine.
 
 use dualgauge_models::text::ToolSpec;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 /// Tools that a chat may call.
 #[derive(Clone, Debug, PartialEq)]
@@ -64,4 +64,20 @@ pub struct Reasoning {
     pub effort: Option<String>,
     /// Asks for it or against it, where the model's template has a switch.
     pub enabled: Option<bool>,
+}
+
+impl Reasoning {
+    /// Sets the switches of chat templates, unless the caller did.
+    pub(crate) fn tell(&self, switches: &mut Map<String, Value>) {
+        let off = self.effort.as_deref() == Some("none");
+        let enabled = if off { Some(false) } else { self.enabled };
+        if let Some(enabled) = enabled {
+            for name in ["enable_thinking", "thinking"] {
+                switches.entry(name).or_insert(enabled.into());
+            }
+        }
+        if let Some(effort) = self.effort.as_ref().filter(|_| !off) {
+            switches.entry("reasoning_effort").or_insert(effort.as_str().into());
+        }
+    }
 }

@@ -4,10 +4,12 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use dualgauge_models::text::{AnswerParser, CallFormat, Reading, ReasoningFormat, ToolSpec};
 use dualgauge_models::{Conversation, Detokenizer, Text};
 
-use crate::form::{OutputFormat, Reasoning, ToolChoice, ToolUse};
-use crate::grammar::{Compiler, Grammar, Source};
+use crate::form::{CallIds, OutputFormat, Reasoning, ToolChoice, ToolUse};
+use crate::grammar::{Compiler, Grammar, Wish};
+use crate::parts::Parts;
 use crate::stop::StopMatcher;
 use crate::{Engine, Event, Events, FinishReason, Rejected, Request, Sampling, Token, TokenLogprobs, Usage};
 
@@ -156,31 +158,53 @@ impl Frontend {
     /// it on a thread that may block.
     ///
     /// # Errors
-    /// When the format is wrong, the template or the tokenizer refuses the prompt, or the engine the request. Nothing was
+    /// When the format or a tool's schema is wrong, the template or the tokenizer refuses the prompt, or the engine the request. Nothing was
     /// queued. Making a grammar can take some hundred milliseconds.
     pub fn generate(&self, request: TextRequest) -> Result<Generation, Refused> {
         if request.stop.iter().any(String::is_empty) {
             let message = "a stop string must not be empty".into();
             return Err(Rejected::Invalid { field: "stop", message }.into());
         }
-        let grammar = self.grammar(&request)?;
+        let chat = matches!(request.prompt, Prompt::Chat(_));
+        if request.tools.is_some() && !chat {
+            let message = "tools need a chat".into();
+            return Err(Rejected::Invalid { field: "tools", message }.into());
+        }
         let prompt = self.prompt_tokens(&request)?;
-        let eos = match request.sampling.ignore_eos {
+        let place = self.reasoning_place(&request, &prompt);
+        let wish = Wish { tools: request.tools.as_ref(), format: request.format.as_ref(), chat, ..place };
+        let grammar = self.grammar(&wish)?;
+        let reading = self.reading(&request, &wish);
+        let shown = reading.as_ref().map(|reading| self.marks(reading)).unwrap_or_default();
+        let mut eos = match request.sampling.ignore_eos {
             true => vec![],
             false => self.engine.spec().eos.clone(),
         };
+        let constrained = grammar.is_some();
         let mut engine_request = Request::new(prompt.clone(), request.sampling);
         engine_request.cache_salt = request.cache_salt;
         engine_request.prompt_logprobs = request.prompt_logprobs;
         engine_request.grammar = grammar;
         let (stop_ids, min_tokens) = (engine_request.sampling.stop_ids.clone(), engine_request.sampling.min_tokens);
-        // A chat's answer is a text of its own; a completion goes on where its prompt ends.
+        // gpt-oss waits for a result behind this token; not every checkpoint names it among the end tokens.
+        let harmony = reading.as_ref().is_some_and(|r| r.calls == CallFormat::Harmony && !r.tools.is_empty());
+        if let Some(id) = self.text.id_of("<|call|>").filter(|id| harmony && !eos.contains(id)) {
+            engine_request.sampling.stop_ids.push(id);
+            eos.push(id);
+        }
+        let ids = request.tools.as_ref().map(|tools| tools.call_ids.clone());
+        let ids = ids.unwrap_or_else(|| CallIds { prefix: String::new(), seed: 0 });
+        let parallel = request.tools.as_ref().is_none_or(|tools| tools.parallel);
+        let parts = Parts::new(reading.map(AnswerParser::new), ids, engine_request.sampling.seed, parallel);
+        // A chat's answer is a text of its own; a completion goes on where its prompt ends. What a grammar describes is
+        // shown to the letter.
         let detokenizer = match &request.prompt {
-            Prompt::Chat(conversation) if conversation.prefill.is_none() => {
+            Prompt::Chat(conversation) if conversation.prefill.is_none() && !constrained => {
                 Detokenizer::new(self.text.clone(), request.skip_special_tokens)
             }
             _ => Detokenizer::after(self.text.clone(), request.skip_special_tokens, &prompt),
         };
+        let detokenizer = detokenizer.showing(shown);
         let events = self.engine.submit(engine_request)?;
         Ok(Generation {
             events: Some(events),
@@ -193,6 +217,7 @@ impl Frontend {
                 include_stop_text: request.include_stop_text,
                 detokenizer,
                 matcher: StopMatcher::new(request.stop, request.include_stop_text),
+                parts,
                 generated: 0,
                 written: 0,
                 shown: 0,
@@ -204,10 +229,52 @@ impl Frontend {
     }
 
     /// What the answer must keep to.
-    fn grammar(&self, request: &TextRequest) -> Result<Option<Grammar>, Refused> {
-        let Some(format) = &request.format else { return Ok(None) };
-        let compiled = Source::of(format).and_then(|source| self.compiler.compile(source));
-        compiled.map(Some).map_err(|message| Rejected::Invalid { field: "format", message }.into())
+    fn grammar(&self, wish: &Wish<'_>) -> Result<Option<Grammar>, Refused> {
+        let refused = |(field, message)| Refused::Rejected(Rejected::Invalid { field, message });
+        let Some(source) = wish.source(&self.text).map_err(refused)? else { return Ok(None) };
+        let field = if wish.format.is_some() { "format" } else { "tools" };
+        self.compiler.compile(source).map(Some).map_err(|message| refused((field, message)))
+    }
+
+    /// Whether the prompt ends inside of the reasoning, or behind it.
+    fn reasoning_place(&self, request: &TextRequest, prompt: &[u32]) -> Wish<'static> {
+        let mut place = Wish { tools: None, format: None, begun: false, closed: false, chat: false };
+        if let Some(tags) = self.text.reasoning_format().and_then(ReasoningFormat::tags) {
+            let end = self.text.decode(&prompt[prompt.len().saturating_sub(PROMPT_END_TOKENS)..], false);
+            place.begun = end.trim_end().ends_with(tags.open.trim_end());
+            place.closed = end.trim_end().ends_with(tags.close);
+        }
+        let prefilled = |c: &Conversation| c.prefill.is_some() || !c.add_generation_prompt;
+        place.closed |= !place.begun && matches!(&request.prompt, Prompt::Chat(c) if prefilled(c));
+        place
+    }
+
+    /// How the answer is read; `None`: all of it is text.
+    fn reading(&self, request: &TextRequest, wish: &Wish<'_>) -> Option<Reading> {
+        let tools = request.tools.as_ref().filter(|tools| tools.choice != ToolChoice::None);
+        let tools: Vec<ToolSpec> = tools.map_or_else(Vec::new, |tools| {
+            let allowed = |tool: &&ToolSpec| tools.allowed.as_ref().is_none_or(|names| names.contains(&tool.name));
+            tools.tools.iter().filter(allowed).cloned().collect()
+        });
+        let calls = wish.syntax(&self.text).map_or(self.text.call_format(), |syntax| syntax.format);
+        let reasoning = self.text.reasoning_format();
+        let separate = request.reasoning.separate;
+        let needed =
+            !tools.is_empty() || reasoning == Some(ReasoningFormat::Harmony) || (separate && reasoning.is_some());
+        // Behind the reasoning there is no other.
+        let reasoning = reasoning.filter(|format| !wish.closed || *format == ReasoningFormat::Harmony);
+        (wish.chat && needed).then_some(Reading { calls, reasoning, tools, separate, begun: wish.begun })
+    }
+
+    /// Control tokens that the reading needs to see.
+    fn marks(&self, reading: &Reading) -> Vec<u32> {
+        let calls =
+            if reading.tools.is_empty() && reading.calls != CallFormat::Harmony { &[] } else { reading.calls.marks() };
+        let tags = reading.reasoning.and_then(ReasoningFormat::tags);
+        let marks = calls.iter().copied().chain(tags.into_iter().flat_map(|tags| [tags.open, tags.close]));
+        // A mark may be a control token and more.
+        let first = |mark: &str| mark.find(['>', ']']).and_then(|end| self.text.id_of(&mark[..=end]));
+        marks.filter_map(|mark| self.text.id_of(mark).or_else(|| first(mark))).collect()
     }
 
     /// The ids of the prompt that [`Self::generate`] would send, with tools and reasoning as the template shows them.
@@ -220,15 +287,18 @@ impl Frontend {
             Prompt::Tokens(tokens) => Ok(tokens.clone()),
             Prompt::Text { text, add_special } => self.text.encode(text, *add_special).map_err(refused),
             Prompt::Chat(conversation) => {
-                let mut conversation = conversation.clone();
-                if let Some(tools) = request.tools.as_ref().filter(|tools| tools.choice != ToolChoice::None) {
-                    conversation.tools = Some(tools.tools.iter().map(|tool| tool.described()).collect());
-                }
+                let tools = request.tools.as_ref().filter(|tools| tools.choice != ToolChoice::None);
+                let tools = tools.map_or(&[][..], |tools| &tools.tools);
+                let mut conversation = self.text.with_tools(conversation, tools);
+                request.reasoning.tell(&mut conversation.kwargs);
                 self.text.encode_chat(&conversation).map_err(refused)
             }
         }
     }
 }
+
+/// Tokens at the end of a prompt that may hold a mark of the reasoning.
+const PROMPT_END_TOKENS: usize = 16;
 
 /// A running answer. Dropping it aborts the request.
 pub struct Generation {
@@ -283,6 +353,7 @@ struct Answer {
     include_stop_text: bool,
     detokenizer: Detokenizer,
     matcher: StopMatcher,
+    parts: Parts,
     generated: usize,
     /// Text that the detokenizer wrote, and how much of it was shown.
     written: usize,
@@ -309,7 +380,10 @@ impl Answer {
                     return true;
                 }
                 let held = self.matcher.finish();
-                self.show(held, usize::MAX);
+                if self.show(held, usize::MAX) {
+                    return self.end_with_calls(cached_tokens);
+                }
+                self.parts.finish(&mut self.ready);
                 let reason = match reason {
                     FinishReason::Stop(id) if self.eos.contains(&id) && !self.stop_ids.contains(&id) => Stop::Eos,
                     FinishReason::Stop(id) => Stop::StopId(id),
@@ -317,12 +391,15 @@ impl Answer {
                     FinishReason::Length => Stop::Length,
                     FinishReason::Aborted => Stop::Aborted,
                 };
-                self.ready.push_back(Piece::Finished { reason, usage, reasoning_tokens: 0 });
+                let reason = if reason == Stop::Eos && self.parts.calls() > 0 { Stop::ToolCalls } else { reason };
+                let reasoning_tokens = self.parts.reasoning_tokens;
+                self.ready.push_back(Piece::Finished { reason, usage, reasoning_tokens });
                 true
             }
             Event::Failed { message } => {
                 let held = self.matcher.finish();
                 self.show(held, usize::MAX);
+                self.parts.finish(&mut self.ready);
                 self.ready.push_back(Piece::Failed { message });
                 true
             }
@@ -355,27 +432,38 @@ impl Answer {
         self.unread = 0;
         if self.generated <= self.min_tokens {
             let text = self.matcher.pass(text);
-            self.show(text, self.written);
-            return false;
+            return self.show(text, self.written) && self.end_with_calls(cached_tokens);
         }
         let shown = self.matcher.push(text);
         let Some(hit) = shown.hit else {
             let end = self.written - self.matcher.held();
-            self.show(shown.text, end);
-            return false;
+            return self.show(shown.text, end) && self.end_with_calls(cached_tokens);
         };
         // Tokens that begin behind the cut are not shown.
         let cut = self.shown + shown.text.len();
         self.pending.retain(|(_, start, _)| *start < cut);
-        self.show(shown.text, usize::MAX);
-        let usage = Usage { prompt_tokens: self.prompt.len(), cached_tokens, completion_tokens: self.generated };
+        if self.show(shown.text, usize::MAX) {
+            return self.end_with_calls(cached_tokens);
+        }
+        self.parts.finish(&mut self.ready);
         let reason = Stop::StopString(self.stop[hit].clone());
-        self.ready.push_back(Piece::Finished { reason, usage, reasoning_tokens: 0 });
+        self.end(reason, cached_tokens)
+    }
+
+    /// A call came that must not be: the answer ends with the one before.
+    fn end_with_calls(&mut self, cached_tokens: usize) -> bool {
+        self.end(Stop::ToolCalls, cached_tokens)
+    }
+
+    fn end(&mut self, reason: Stop, cached_tokens: usize) -> bool {
+        let usage = Usage { prompt_tokens: self.prompt.len(), cached_tokens, completion_tokens: self.generated };
+        let reasoning_tokens = self.parts.reasoning_tokens;
+        self.ready.push_back(Piece::Finished { reason, usage, reasoning_tokens });
         true
     }
 
-    /// Hands out text, and the tokens whose text ends at `end` or before.
-    fn show(&mut self, text: String, end: usize) {
+    /// Hands out text, and the tokens whose text ends at `end` or before. True when the answer is over with it.
+    fn show(&mut self, text: String, end: usize) -> bool {
         self.shown += text.len();
         let ready = match end {
             usize::MAX => self.pending.len(),
@@ -386,11 +474,6 @@ impl Answer {
         };
         let tokens: Vec<Token> = self.pending.drain(..ready).map(|(token, _, _)| token).collect();
         self.unread = self.unread.min(self.pending.len());
-        if !text.is_empty() || (!tokens.is_empty() && end == usize::MAX) {
-            self.ready.push_back(Piece::Text { text, tokens });
-        } else {
-            // Nothing to show yet.
-            debug_assert!(tokens.is_empty());
-        }
+        self.parts.take(text, tokens, &mut self.ready)
     }
 }

@@ -16,6 +16,7 @@ mod kv;
 mod metrics;
 mod owner;
 mod pace;
+mod parts;
 mod philox;
 mod request;
 mod runner;

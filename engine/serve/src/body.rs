@@ -5,7 +5,8 @@ use std::fmt;
 use std::marker::PhantomData;
 
 use axum::body::Bytes;
-use serde::de::{DeserializeOwned, SeqAccess, Visitor};
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{DeserializeOwned, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
 use crate::error::ApiError;
@@ -50,7 +51,51 @@ pub async fn off_thread<T: Send + 'static>(
     }
 }
 
-/// A string, or a list where an API takes more than text.
+/// A structure that is an object on the wire: serde alone would take its fields from a list too.
+pub struct Fields<T>(pub T);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Fields<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct V<T>(PhantomData<T>);
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for V<T> {
+            type Value = Fields<T>;
+
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Fields<T>, A::Error> {
+                T::deserialize(MapAccessDeserializer::new(map)).map(Fields)
+            }
+        }
+        deserializer.deserialize_map(V(PhantomData))
+    }
+}
+
+/// For fields: an object.
+pub fn object<'de, T: Deserialize<'de>, D: Deserializer<'de>>(deserializer: D) -> Result<T, D::Error> {
+    Fields::deserialize(deserializer).map(|fields| fields.0)
+}
+
+/// For fields: an object or nothing.
+pub fn optional_object<'de, T: Deserialize<'de>, D: Deserializer<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
+    Option::<Fields<T>>::deserialize(deserializer).map(|fields| fields.map(|fields| fields.0))
+}
+
+/// For fields: a list of objects.
+pub fn objects<'de, T: Deserialize<'de>, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<T>, D::Error> {
+    Vec::<Fields<T>>::deserialize(deserializer).map(|list| list.into_iter().map(|fields| fields.0).collect())
+}
+
+/// For fields: a list of objects or nothing.
+pub fn optional_objects<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<Vec<T>>, D::Error> {
+    let list = Option::<Vec<Fields<T>>>::deserialize(deserializer)?;
+    Ok(list.map(|list| list.into_iter().map(|fields| fields.0).collect()))
+}
+
+/// A string, or a list of objects where an API takes more than text.
 #[derive(Clone, Debug, PartialEq)]
 pub enum TextOr<T> {
     Text(String),
@@ -77,7 +122,7 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for TextOr<T> {
 
             fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<TextOr<T>, A::Error> {
                 let mut parts = vec![];
-                while let Some(part) = seq.next_element()? {
+                while let Some(Fields(part)) = seq.next_element()? {
                     parts.push(part);
                 }
                 Ok(TextOr::Parts(parts))

@@ -3,6 +3,7 @@
 //! Knows no scheduler, no device and no wire format. The grammar engine is the `llguidance` crate, which nothing outside
 //! of this folder sees.
 
+mod answer;
 mod compile;
 mod phase;
 mod schema;
@@ -18,8 +19,8 @@ use llguidance::toktrie::SimpleVob;
 use phase::Phases;
 use vocabulary::Vocabulary;
 
+pub(crate) use answer::Wish;
 pub(crate) use compile::Compiler;
-pub(crate) use source::Source;
 
 /// A compiled grammar. Clones share it.
 #[derive(Clone)]

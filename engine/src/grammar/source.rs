@@ -30,17 +30,6 @@ pub struct SourcePhase {
 const MAX_CHOICES: usize = 2000;
 
 impl Source {
-    /// The whole answer has this form.
-    ///
-    /// # Errors
-    /// A sentence, when the form itself is wrong.
-    pub fn of(format: &OutputFormat) -> Result<Self, String> {
-        let mut source = Self::default();
-        let answer = source.format(format)?;
-        source.rule("start", &answer);
-        Ok(source)
-    }
-
     /// Adds what describes this form, and returns what names it in a rule. In expressions `\d` is a digit of ASCII.
     pub fn format(&mut self, format: &OutputFormat) -> Result<String, String> {
         match format {

@@ -10,6 +10,8 @@ use super::Text;
 pub struct Detokenizer {
     text: Arc<Text>,
     skip_special: bool,
+    /// Control tokens that are shown all the same.
+    shown: Vec<u32>,
     decoding: Decoding,
 }
 
@@ -17,7 +19,7 @@ impl Detokenizer {
     /// For a text that starts with the first id: tokenizers that mark words by a leading space drop that space here.
     pub fn new(text: Arc<Text>, skip_special: bool) -> Self {
         let decoding = Decoding::new(text.tokenizer().strips_first_space());
-        Self { text, skip_special, decoding }
+        Self { text, skip_special, shown: vec![], decoding }
     }
 
     /// For ids that continue `prompt`: the first space stays, and a character that the prompt began is finished.
@@ -29,14 +31,19 @@ impl Detokenizer {
             tail.extend_from_slice(text.tokenizer().bytes(id));
         }
         decoding.pending = tail.split_off(tail.len() - unfinished(&tail));
-        Self { text, skip_special, decoding }
+        Self { text, skip_special, shown: vec![], decoding }
+    }
+
+    /// Shows these control tokens also when others are left out.
+    pub fn showing(self, shown: Vec<u32>) -> Self {
+        Self { shown, ..self }
     }
 
     /// Adds a token and returns the text that is now whole: often a word, at times nothing. Unknown ids add nothing.
     pub fn push(&mut self, id: u32) -> String {
         let tokenizer = self.text.tokenizer();
         let mut out = String::new();
-        if !(self.skip_special && tokenizer.is_special(id)) {
+        if !(self.skip_special && tokenizer.is_special(id)) || self.shown.contains(&id) {
             self.decoding.push(tokenizer.bytes(id), &mut out);
         }
         out

@@ -1,6 +1,7 @@
 //! Owns a model's dialect of text: words to token ids, ids to words, and chats to prompts. It knows no requests, no
 //! scheduler and no network.
 
+mod answer;
 mod bytes;
 mod charsmap;
 mod conversation;
@@ -11,6 +12,7 @@ mod normalizer;
 mod pieces;
 mod pre_tokenizer;
 mod python;
+mod reasoning;
 mod template;
 mod tokenizer;
 mod tokenizer_config;
@@ -19,12 +21,14 @@ mod tools;
 use std::collections::BTreeMap;
 use std::path::Path;
 
+pub use answer::{AnswerParser, AnswerPart, Reading};
 pub use conversation::{Conversation, Message};
 pub use detokenizer::Detokenizer;
 pub use gguf_tokenizer::GgufVocabulary;
+pub use reasoning::{ReasoningFormat, Tags};
 pub use template::ChatTemplate;
 pub use tokenizer::{MAX_INPUT_BYTES, Tokenizer};
-pub use tools::ToolSpec;
+pub use tools::{CallFormat, CallSyntax, ToolSpec};
 
 use crate::source::Metadata;
 use crate::{Error, Result};
@@ -37,6 +41,8 @@ pub struct Text {
     template: Option<ChatTemplate>,
     /// `bos_token`, `eos_token`, `pad_token`, `unk_token` with their texts, as far as the model has them.
     named: BTreeMap<String, String>,
+    calls: CallFormat,
+    reasoning: Option<ReasoningFormat>,
 }
 
 impl Text {
@@ -70,7 +76,12 @@ impl Text {
             .map(|source| ChatTemplate::new(&source, named.clone()))
             .transpose()
             .map_err(|reason| Error::file(file, format!("chat template: {reason}")))?;
-        Ok(Self { tokenizer, template, named })
+        let source = template.as_ref().map_or("", ChatTemplate::source);
+        let (calls, reasoning) = (CallFormat::of_template(source), ReasoningFormat::of_template(source));
+        // A form that the template does not show is none that the model was told of.
+        let shown = template.as_ref().is_some_and(ChatTemplate::shows_tools);
+        let calls = if shown || calls == CallFormat::Harmony { calls } else { CallFormat::Hermes };
+        Ok(Self { tokenizer, template, named, calls, reasoning })
     }
 
     /// Ids of a text; control tokens in it are recognised. `add_special` adds what the tokenizer puts around a text.
@@ -95,6 +106,50 @@ impl Text {
     /// control tokens are the template's. Errors as `encode_chat`.
     pub fn render(&self, conversation: &Conversation) -> Result<String> {
         self.template()?.render(conversation)
+    }
+
+    /// How this model writes calls of tools.
+    pub fn call_format(&self) -> CallFormat {
+        self.calls
+    }
+
+    /// How this model marks its reasoning; `None`: it does none that can be told from its answer.
+    pub fn reasoning_format(&self) -> Option<ReasoningFormat> {
+        self.reasoning
+    }
+
+    /// For a model whose template does not show its ways.
+    pub fn set_call_format(&mut self, format: CallFormat) {
+        self.calls = format;
+    }
+
+    pub fn set_reasoning_format(&mut self, format: Option<ReasoningFormat>) {
+        self.reasoning = format;
+    }
+
+    /// The conversation with tools, as this model's template can show them: where it has no place for tools they are
+    /// explained in words, and earlier calls and results become text.
+    pub fn with_tools(&self, conversation: &Conversation, tools: &[ToolSpec]) -> Conversation {
+        let Some(template) = &self.template else { return conversation.clone() };
+        let called = |m: &Message| m.role == "tool" || m.extra.contains_key("tool_calls");
+        if !template.shows_tools() && (!tools.is_empty() || conversation.messages.iter().any(called)) {
+            return tools::instructed(conversation, tools, template.shows_system());
+        }
+        let mut conversation = conversation.clone();
+        if !tools.is_empty() {
+            conversation.tools = Some(tools.iter().map(ToolSpec::described).collect());
+        }
+        if self.calls == CallFormat::MistralList {
+            conversation.messages.iter_mut().for_each(nine_characters);
+        }
+        if template.source().contains(".thinking") {
+            for message in &mut conversation.messages {
+                if let Some(text) = message.extra.get("reasoning_content").cloned() {
+                    message.extra.entry("thinking").or_insert(text);
+                }
+            }
+        }
+        conversation
     }
 
     pub fn has_template(&self) -> bool {
@@ -153,5 +208,24 @@ impl Text {
         self.template.as_ref().ok_or_else(|| {
             Error::Text("this model has no chat template: send a prompt to the completions API instead".to_owned())
         })
+    }
+}
+
+/// Mistral's templates refuse identifiers of any other length.
+fn nine_characters(message: &mut Message) {
+    let calls = message.extra.get_mut("tool_calls").and_then(|calls| calls.as_array_mut());
+    for id in calls.into_iter().flatten().filter_map(|call| call.get_mut("id")) {
+        shorten(id);
+    }
+    message.extra.get_mut("tool_call_id").into_iter().for_each(shorten);
+}
+
+fn shorten(id: &mut serde_json::Value) {
+    let fits = |text: &str| text.len() == 9 && text.bytes().all(|b| b.is_ascii_alphanumeric());
+    if let Some(text) = id.as_str().filter(|text| !fits(text)) {
+        // FNV-1a.
+        let step = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
+        let hash = text.bytes().fold(0xcbf2_9ce4_8422_2325, step);
+        *id = format!("{:09x}", hash & 0xf_ffff_ffff).into();
     }
 }

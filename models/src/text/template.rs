@@ -70,6 +70,19 @@ impl ChatTemplate {
         self.render_in(conversation, forms).map_err(|reason| Error::Text(format!("the chat template: {reason}")))
     }
 
+    /// Descriptions of tools appear in the prompt.
+    pub fn shows_tools(&self) -> bool {
+        let conversation = Conversation { messages: vec![Message::new("user", "a")], ..tool_call() };
+        self.render(&conversation).is_ok_and(|text| text.contains(PROBE))
+    }
+
+    /// A system message appears in the prompt.
+    pub fn shows_system(&self) -> bool {
+        let messages = vec![Message::new("system", PROBE), Message::new("user", "a")];
+        let conversation = Conversation { messages, add_generation_prompt: true, ..Conversation::default() };
+        self.render(&conversation).is_ok_and(|text| text.contains(PROBE))
+    }
+
     /// The template's own text.
     pub fn source(&self) -> &str {
         &self.source

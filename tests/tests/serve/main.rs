@@ -14,3 +14,4 @@ mod life;
 mod ollama;
 mod responses;
 mod server;
+mod tools;

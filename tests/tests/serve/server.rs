@@ -25,6 +25,8 @@ pub struct Options {
     pub max_queue: usize,
     pub drain: Duration,
     pub limits: Limits,
+    /// Instead of the fixture's own, which holds few tools.
+    pub context: Option<usize>,
 }
 
 impl Default for Options {
@@ -38,6 +40,7 @@ impl Default for Options {
             max_queue: 256,
             drain: Duration::from_secs(30),
             limits: Limits::default(),
+            context: None,
         }
     }
 }
@@ -56,6 +59,8 @@ impl Running {
 
     pub fn with(options: Options) -> Self {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/families/llama");
+        let longer = options.context.map(|context| with_context(&folder, context));
+        let folder = longer.as_ref().map_or(folder, |folder| folder.path().to_owned());
         let checkpoint = Checkpoint::open(&folder).expect("the fixture");
         let mut backend = null_with(options.null);
         let model = checkpoint.load(backend.as_mut(), WeightDtype::Auto, &mut |_, _| {}).expect("the fixture loads");
@@ -128,6 +133,19 @@ impl Drop for Running {
     fn drop(&mut self) {
         self.stop();
     }
+}
+
+/// A copy of a checkpoint that says it has another context: the device that computes hashes does not mind.
+fn with_context(folder: &Path, context: usize) -> tempfile::TempDir {
+    let copy = tempfile::tempdir().expect("a folder");
+    for file in std::fs::read_dir(folder).expect("the fixture").map(|file| file.expect("a file").path()) {
+        std::fs::copy(&file, copy.path().join(file.file_name().expect("a name"))).expect("a copy");
+    }
+    let path = copy.path().join("config.json");
+    let mut config: Value = serde_json::from_slice(&std::fs::read(&path).expect("a file")).expect("JSON");
+    config["max_position_embeddings"] = context.into();
+    std::fs::write(&path, config.to_string()).expect("written");
+    copy
 }
 
 pub fn chat(text: &str) -> Value {

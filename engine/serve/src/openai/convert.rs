@@ -1,12 +1,13 @@
 //! Owns the way from a request body to generations: ranges are checked here and every error names its field. Behind this
 //! file there are only valid requests.
 
-use dualgauge::{Frontend, Generation, Prompt, Refused, Rejected, TextRequest};
+use dualgauge::{Frontend, Generation, Prompt, Reasoning, Refused, Rejected, TextRequest};
 use dualgauge_models::Conversation;
 use serde_json::Value;
 
-use super::messages::{messages, tools};
+use super::messages::messages;
 use super::sampling::sampling;
+use super::tools::tools;
 use super::types::{Chat, Common, Completion, Prompts};
 use super::{ApiError, format};
 use crate::app::Server;
@@ -32,6 +33,7 @@ pub struct Job {
     pub echo: bool,
     /// With `echo` and `max_tokens: 0` only the prompt is of interest; the one token made is left out.
     pub echo_only: bool,
+    pub include_reasoning: bool,
     /// Which field asked for a format.
     format_field: String,
     request: TextRequest,
@@ -61,6 +63,11 @@ impl Job {
                     Refused::Rejected(Rejected::Invalid { field: "format", message }) => {
                         let field = self.format_field.clone();
                         ApiError::invalid(field.clone(), format!("{field}: {message}."))
+                    }
+                    // `tools[3]: ...` says which.
+                    Refused::Rejected(Rejected::Invalid { field: "tools", message }) => {
+                        let at = message.split(':').next().filter(|at| at.ends_with(']')).unwrap_or("tools");
+                        ApiError::invalid(at, format!("{message}."))
                     }
                     other => ApiError::from(other),
                 };
@@ -126,12 +133,13 @@ pub fn chat(server: &Server, common: Common, chat: Chat) -> Result<Job, ApiError
         }
         (true, top) => Some(integer("top_logprobs", top.unwrap_or(0), 0, MAX_LOGPROBS)? as usize),
     };
-    let tools = tools(chat.tools, chat.tool_choice)?;
+    let tools = tools(server, chat.tools, chat.tool_choice, chat.parallel_tool_calls)?;
+    let reasoning = Reasoning { separate: true, effort: chat.reasoning_effort, enabled: None };
+    let include_reasoning = chat.include_reasoning.unwrap_or(true);
     let messages = messages(chat.messages)?;
     refuse_hopeless(server, "messages", messages.iter().filter_map(|m| m.content.as_ref()).map(String::len).sum())?;
     let conversation = Conversation {
         messages,
-        tools,
         add_generation_prompt: chat.add_generation_prompt.unwrap_or(true),
         kwargs: chat.chat_template_kwargs.unwrap_or_default(),
         now: i64::try_from(server.now()).ok(),
@@ -147,7 +155,11 @@ pub fn chat(server: &Server, common: Common, chat: Chat) -> Result<Job, ApiError
     } else {
         Prompt::Chat(conversation)
     };
-    job(server, common, Shape::Chat, vec![prompt], max_tokens, logprobs)
+    let mut job = job(server, common, Shape::Chat, vec![prompt], max_tokens, logprobs)?;
+    job.include_reasoning = include_reasoning;
+    job.request.tools = tools;
+    job.request.reasoning = reasoning;
+    Ok(job)
 }
 
 /// A completion body as a job.
@@ -235,6 +247,7 @@ fn job(
         return_token_ids: common.return_token_ids.unwrap_or(false),
         echo: false,
         echo_only: false,
+        include_reasoning: true,
         format_field,
         request: TextRequest {
             stop,

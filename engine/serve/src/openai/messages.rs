@@ -1,10 +1,12 @@
-//! Owns the way from messages and tools on the wire to what chat templates take. Errors name the message and its field.
+//! Owns the way from messages on the wire to what chat templates take. Errors name the message and its field.
+
+use std::collections::HashMap;
 
 use dualgauge_models::Message;
 use serde_json::{Value, json};
 
 use super::ApiError;
-use super::types::{ChatMessage, Content, Tool, ToolChoice};
+use super::types::{ChatMessage, Content};
 
 /// Messages as templates take them.
 ///
@@ -14,39 +16,24 @@ pub fn messages(messages: Vec<ChatMessage>) -> Result<Vec<Message>, ApiError> {
     if messages.is_empty() {
         return Err(ApiError::invalid("messages", "messages: must have at least one message."));
     }
-    messages.into_iter().enumerate().map(|(at, m)| message(at, m)).collect()
+    let mut messages = messages.into_iter().enumerate().map(|(at, m)| message(at, m)).collect::<Result<Vec<_>, _>>()?;
+    name_results(&mut messages);
+    Ok(messages)
 }
 
-/// Tools as templates take them; none when the choice is `none`.
-///
-/// # Errors
-/// 400 for a tool without a name, and for choices that would force a call.
-pub fn tools(tools: Option<Vec<Tool>>, choice: Option<ToolChoice>) -> Result<Option<Value>, ApiError> {
-    let tools = tools.unwrap_or_default();
-    let mut described = Vec::with_capacity(tools.len());
-    for (at, tool) in tools.into_iter().enumerate() {
-        if tool.kind != "function" {
-            let path = format!("tools[{at}].type");
-            return Err(ApiError::unsupported(path.clone(), format!("{path}: must be 'function'.")));
+/// Some templates show which tool a result is from; the API says it by the call's identifier alone.
+fn name_results(messages: &mut [Message]) {
+    let mut names: HashMap<String, Value> = HashMap::new();
+    for message in messages {
+        for call in message.extra.get("tool_calls").and_then(Value::as_array).into_iter().flatten() {
+            if let (Some(id), Some(name)) = (call["id"].as_str(), call.pointer("/function/name")) {
+                names.insert(id.to_owned(), name.clone());
+            }
         }
-        if tool.function.get("name").and_then(Value::as_str).is_none_or(str::is_empty) {
-            let path = format!("tools[{at}].function.name");
-            return Err(ApiError::invalid(path.clone(), format!("{path}: must be a string.")));
+        let id = message.extra.get("tool_call_id").and_then(Value::as_str);
+        if let Some(name) = id.and_then(|id| names.get(id)).filter(|_| message.role == "tool").cloned() {
+            message.extra.entry("name").or_insert(name);
         }
-        described.push(json!({"type": "function", "function": tool.function}));
-    }
-    let offered = Some(described).filter(|d| !d.is_empty()).map(Value::Array);
-    match choice {
-        None => Ok(offered),
-        Some(ToolChoice::Mode(mode)) if mode == "auto" => Ok(offered),
-        Some(ToolChoice::Mode(mode)) if mode == "none" => Ok(None),
-        Some(ToolChoice::Mode(mode)) if mode != "required" => {
-            Err(ApiError::invalid("tool_choice", "tool_choice: must be 'none', 'auto', 'required' or name a tool."))
-        }
-        Some(_) => Err(ApiError::unsupported(
-            "tool_choice",
-            "tool_choice: forcing a call is not supported yet; use 'auto' or 'none'.",
-        )),
     }
 }
 

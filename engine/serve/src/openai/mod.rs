@@ -7,6 +7,7 @@ mod reply;
 mod routes;
 mod sampling;
 mod stream;
+mod tools;
 mod types;
 
 use crate::error::ApiError;

@@ -24,6 +24,7 @@ pub struct Reply {
     pub include_usage: bool,
     pub echo: bool,
     pub echo_only: bool,
+    pub include_reasoning: bool,
     pub text: std::sync::Arc<Text>,
 }
 
@@ -71,6 +72,7 @@ impl Reply {
             include_usage: job.include_usage,
             echo: job.echo,
             echo_only: job.echo_only,
+            include_reasoning: job.include_reasoning,
             text,
         }
     }
@@ -95,7 +97,7 @@ impl Reply {
             let token_ids = self.return_token_ids.then(|| tokens.iter().map(|t| t.id).collect());
             made.push(match self.shape {
                 Shape::Chat => JsonChoice {
-                    message: Some(Message::new(text, &answer)),
+                    message: Some(Message::new(text, &answer, self.include_reasoning)),
                     ..JsonChoice::new(choice.index, logprobs, Some(reason), stop_reason, token_ids)
                 },
                 Shape::Completion => JsonChoice {
@@ -138,7 +140,8 @@ impl Reply {
     /// A chunk with a piece of the answer; nothing when it would say nothing.
     pub fn piece(&self, choice: &mut Choice, content: Content<'_>, tokens: &[Token]) -> Option<String> {
         let says_tokens = (self.logprobs || self.return_token_ids) && !tokens.is_empty();
-        if self.echo_only || (matches!(content, Content::Text("")) && !says_tokens) {
+        let hidden = matches!(content, Content::Reasoning(_)) && !self.include_reasoning;
+        if self.echo_only || hidden || (matches!(content, Content::Text("")) && !says_tokens) {
             return None;
         }
         let logprobs = (self.logprobs && !tokens.is_empty()).then(|| match self.shape {
@@ -311,7 +314,7 @@ struct Message {
 }
 
 impl Message {
-    fn new(text: String, answer: &Answer) -> Self {
+    fn new(text: String, answer: &Answer, reasoning: bool) -> Self {
         let call = |(id, name, arguments): (&str, &str, &str)| JsonCall {
             index: None,
             id: Some(id.to_owned()),
@@ -320,7 +323,7 @@ impl Message {
         };
         let tool_calls: Vec<JsonCall> = answer.calls().map(call).collect();
         let content = Some(text).filter(|text| tool_calls.is_empty() || !text.is_empty());
-        let reasoning_content = Some(answer.reasoning()).filter(|text| !text.is_empty());
+        let reasoning_content = Some(answer.reasoning()).filter(|text| reasoning && !text.is_empty());
         Self { role: "assistant", content, refusal: (), reasoning_content, tool_calls }
     }
 }

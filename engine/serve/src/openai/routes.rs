@@ -7,14 +7,14 @@ use axum::body::Body;
 use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use dualgauge::{Generation, Prompt};
+use dualgauge::{Generation, Prompt, Sampling, TextRequest};
 use dualgauge_models::Conversation;
 use serde_json::{Value, json};
 
 use super::convert::{self, Job, Shape};
 use super::reply::{Asked, Choice, Reply};
 use super::types::{Chat, Common, Completion, Detokenize, Tokenize};
-use super::{ApiError, messages, stream};
+use super::{ApiError, messages, stream, tools};
 use crate::app::Server;
 use crate::body::parse;
 use crate::ranges::token_ids;
@@ -144,11 +144,10 @@ async fn tokenize(State(server): State<Arc<Server>>, body: Body) -> Result<Respo
         let request: Tokenize = parse(body)?;
         server.model(request.model.as_deref())?;
         let text = server.app.frontend.text();
-        let tokens = match (request.prompt, request.messages) {
-            (Some(prompt), None) => text.encode(&prompt, request.add_special_tokens.unwrap_or(true)),
-            (None, Some(messages)) => text.encode_chat(&Conversation {
+        let prompt = match (request.prompt, request.messages) {
+            (Some(text), None) => Prompt::Text { text, add_special: request.add_special_tokens.unwrap_or(true) },
+            (None, Some(messages)) => Prompt::Chat(Conversation {
                 messages: messages::messages(messages)?,
-                tools: messages::tools(request.tools, None)?,
                 add_generation_prompt: request.add_generation_prompt.unwrap_or(true),
                 kwargs: request.chat_template_kwargs.unwrap_or_default(),
                 now: i64::try_from(server.now()).ok(),
@@ -156,7 +155,9 @@ async fn tokenize(State(server): State<Arc<Server>>, body: Body) -> Result<Respo
             }),
             _ => return Err(ApiError::invalid("prompt", "prompt: send either prompt or messages.")),
         };
-        let tokens = tokens.map_err(|e| ApiError::invalid("", e.to_string()))?;
+        let tools = tools::tools(server, request.tools, None, None)?;
+        let asked = TextRequest { tools, ..TextRequest::new(prompt, Sampling::default()) };
+        let tokens = server.app.frontend.prompt_tokens(&asked)?;
         let mut answer =
             json!({"count": tokens.len(), "max_model_len": server.engine().max_model_len(), "tokens": tokens});
         if request.return_token_strs == Some(true) {

@@ -11,6 +11,8 @@ use serde::de::{Error as _, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
 
+use crate::body::{Fields, object, objects, optional_object, optional_objects};
+
 /// Fields that every generating endpoint takes.
 #[derive(Clone, Debug, Default, Deserialize)]
 pub struct Common {
@@ -36,6 +38,7 @@ pub struct Common {
     pub return_token_ids: Option<bool>,
     pub cache_salt: Option<String>,
     pub stream: Option<bool>,
+    #[serde(default, deserialize_with = "optional_object")]
     pub stream_options: Option<StreamOptions>,
     // What the answer must be: see `format`.
     pub response_format: Option<Value>,
@@ -49,12 +52,17 @@ pub struct Common {
 /// `POST /v1/chat/completions`, beside [`Common`].
 #[derive(Clone, Debug, Deserialize)]
 pub struct Chat {
+    #[serde(deserialize_with = "objects")]
     pub messages: Vec<ChatMessage>,
     pub max_completion_tokens: Option<i64>,
     pub logprobs: Option<bool>,
     pub top_logprobs: Option<i64>,
+    #[serde(default, deserialize_with = "optional_objects")]
     pub tools: Option<Vec<Tool>>,
     pub tool_choice: Option<ToolChoice>,
+    pub parallel_tool_calls: Option<bool>,
+    pub reasoning_effort: Option<String>,
+    pub include_reasoning: Option<bool>,
     pub add_generation_prompt: Option<bool>,
     pub continue_final_message: Option<bool>,
     pub chat_template: Option<Value>,
@@ -69,6 +77,7 @@ pub struct ChatMessage {
     #[serde(default)]
     pub content: Content,
     pub name: Option<String>,
+    #[serde(default, deserialize_with = "optional_objects")]
     pub tool_calls: Option<Vec<ToolCall>>,
     pub tool_call_id: Option<String>,
     pub reasoning_content: Option<String>,
@@ -80,6 +89,7 @@ pub struct ToolCall {
     pub id: Option<String>,
     #[serde(rename = "type")]
     pub kind: Option<String>,
+    #[serde(deserialize_with = "object")]
     pub function: CalledFunction,
 }
 
@@ -102,7 +112,7 @@ pub struct Tool {
 #[derive(Clone, Debug, PartialEq)]
 pub enum ToolChoice {
     Mode(String),
-    Object,
+    Object(Value),
 }
 
 /// Text of a message.
@@ -143,10 +153,12 @@ pub struct Completion {
 pub struct Tokenize {
     pub model: Option<String>,
     pub prompt: Option<String>,
+    #[serde(default, deserialize_with = "optional_objects")]
     pub messages: Option<Vec<ChatMessage>>,
     pub add_special_tokens: Option<bool>,
     pub add_generation_prompt: Option<bool>,
     pub return_token_strs: Option<bool>,
+    #[serde(default, deserialize_with = "optional_objects")]
     pub tools: Option<Vec<Tool>>,
     pub chat_template_kwargs: Option<Map<String, Value>>,
 }
@@ -220,7 +232,7 @@ impl<'de> Deserialize<'de> for Content {
 
             fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Content, A::Error> {
                 let mut parts = vec![];
-                while let Some(part) = seq.next_element()? {
+                while let Some(Fields(part)) = seq.next_element()? {
                     parts.push(part);
                 }
                 Ok(Content::Parts(parts))
@@ -234,7 +246,7 @@ impl<'de> Deserialize<'de> for ToolChoice {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         match Value::deserialize(deserializer)? {
             Value::String(mode) => Ok(Self::Mode(mode)),
-            Value::Object(_) => Ok(Self::Object),
+            object @ Value::Object(_) => Ok(Self::Object(object)),
             _ => Err(D::Error::custom("expected a string or an object")),
         }
     }
