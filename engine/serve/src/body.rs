@@ -95,7 +95,7 @@ pub fn optional_objects<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
     Ok(list.map(|list| list.into_iter().map(|fields| fields.0).collect()))
 }
 
-/// A string, or a list of objects where an API takes more than text.
+/// A string, or a list where an API takes more than text.
 #[derive(Clone, Debug, PartialEq)]
 pub enum TextOr<T> {
     Text(String),
@@ -122,7 +122,7 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for TextOr<T> {
 
             fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<TextOr<T>, A::Error> {
                 let mut parts = vec![];
-                while let Some(Fields(part)) = seq.next_element()? {
+                while let Some(part) = seq.next_element()? {
                     parts.push(part);
                 }
                 Ok(TextOr::Parts(parts))
