@@ -11,6 +11,7 @@ use clap::builder::BoolishValueParser;
 use clap::{ArgAction, Command, CommandFactory, FromArgMatches, Parser, ValueEnum};
 use dualgauge_kernels::{Affinity, DeviceKind, DeviceSpec, Precision};
 use dualgauge_models::source::Locations;
+use dualgauge_models::text::{CallFormat, ReasoningFormat};
 
 use crate::neuron::{NeuronCli, NeuronFlags};
 
@@ -48,6 +49,14 @@ pub struct Args {
     /// A further name for the model that no list shows, such as the cloud's name that existing code asks for; repeat for several.
     #[arg(long, value_name = "NAME", env = "DUALGAUGE_ALIAS", value_delimiter = ',', num_args = 1.., action = ArgAction::Append, help_heading = "Model")]
     pub alias: Vec<String>,
+
+    /// How the model writes calls of tools. Default: as its chat template shows.
+    #[arg(long, value_name = "FORMAT", value_parser = call_format, env = "DUALGAUGE_TOOL_PARSER", help_heading = "Model")]
+    pub tool_parser: Option<CallFormat>,
+
+    /// How the model marks its reasoning, or none. Default: as its chat template shows.
+    #[arg(long, value_name = "FORMAT", value_parser = reasoning_format, env = "DUALGAUGE_REASONING_PARSER", help_heading = "Model")]
+    pub reasoning_parser: Option<ReasoningChoice>,
 
     /// Weights and arithmetic: auto keeps what the files have; f32 computes everything exactly, and slower.
     #[arg(long, value_enum, default_value_t = Dtype::Auto, env = "DUALGAUGE_DTYPE", help_heading = "Model")]
@@ -265,6 +274,26 @@ fn seconds(text: &str) -> Result<Duration, String> {
         return Err("must be from 0 to 86400 seconds".into());
     }
     Ok(Duration::from_secs_f64(value))
+}
+
+/// A format of reasoning, or that there is none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReasoningChoice(pub Option<ReasoningFormat>);
+
+fn call_format(text: &str) -> Result<CallFormat, String> {
+    let names: Vec<&str> = CallFormat::names().collect();
+    CallFormat::named(text).ok_or_else(|| format!("must be one of {}", names.join(", ")))
+}
+
+fn reasoning_format(text: &str) -> Result<ReasoningChoice, String> {
+    if text == "none" {
+        return Ok(ReasoningChoice(None));
+    }
+    let names: Vec<&str> = ReasoningFormat::names().collect();
+    let format = ReasoningFormat::named(text);
+    format
+        .map(|format| ReasoningChoice(Some(format)))
+        .ok_or_else(|| format!("must be none or one of {}", names.join(", ")))
 }
 
 fn bytes(text: &str) -> Result<u64, String> {

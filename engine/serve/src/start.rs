@@ -11,7 +11,7 @@ use dualgauge_models::source::{DEFAULT_PRESET, Report, locate};
 use dualgauge_models::{Checkpoint, Model, Text, WeightDtype};
 
 use crate::app::App;
-use crate::args::{Args, Dtype, Quantize};
+use crate::args::{Args, Dtype, Quantize, ReasoningChoice};
 use crate::auth::Keys;
 use crate::defaults::recommended;
 use crate::progress::Progress;
@@ -84,7 +84,13 @@ pub fn start(args: &Args, mut timeline: Timeline, random: (u64, u64)) -> Result<
     timeline.step("open device");
 
     let checkpoint = Checkpoint::open(&path)?;
-    let (model, text) = load(&checkpoint, backend.as_mut(), weight_dtype(args), &mut progress)?;
+    let (model, mut text) = load(&checkpoint, backend.as_mut(), weight_dtype(args), &mut progress)?;
+    if let Some(format) = args.tool_parser {
+        text.set_call_format(format);
+    }
+    if let Some(ReasoningChoice(format)) = args.reasoning_parser {
+        text.set_reasoning_format(format);
+    }
     let name = served_name(asked, &checkpoint.name);
     for part in checkpoint.left_out() {
         say("note", format!("the {part} part of the checkpoint is left out: the model reads and writes text alone"));

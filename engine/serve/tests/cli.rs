@@ -40,6 +40,8 @@ fn wrong_flags_are_named() {
         (&["--max-num-seqs", "many"], "--max-num-seqs"),
         (&["--kv-cache-memory-bytes", "lots"], "--kv-cache-memory-bytes"),
         (&["--drain-timeout", "-1"], "--drain-timeout"),
+        (&["--tool-parser", "poem"], "--tool-parser"),
+        (&["--reasoning-parser", "poem"], "--reasoning-parser"),
         (&["--colour"], "--colour"),
         (&["surplus"], "surplus"),
     ] {
