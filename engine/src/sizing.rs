@@ -129,10 +129,23 @@ impl StartPlan {
 
         let kv_tokens = blocks.saturating_sub(1) * block_tokens;
         if kv_tokens < wanted_len && (config.max_model_len.is_some() || kv_tokens < 2) {
+            let needed = (per_sequence as u64 + 1) * block_bytes;
+            // It would fit, were it not for the activations.
+            if blocks == affordable && needed <= budget.saturating_add(arena_bytes) {
+                let message = format!(
+                    "the activations of a step of max_num_batched_tokens {max_num_batched_tokens} and max_num_seqs \
+                     {max_num_seqs} take {} MiB and leave {} MiB to the K/V cache, which needs {} MiB for a sequence of \
+                     {wanted_len} tokens. Ask for a smaller max_num_batched_tokens or max_num_seqs",
+                    arena_bytes >> 20,
+                    budget >> 20,
+                    needed.div_ceil(1 << 20)
+                );
+                return Err(Error::DoesNotFit(message));
+            }
             let message = format!(
                 "max_model_len {wanted_len} needs {} MiB of K/V cache, and the cache has {} MiB: room for {kv_tokens} \
                  tokens. Ask for a shorter max_model_len, or give the cache more memory",
-                ((per_sequence as u64 + 1) * block_bytes) >> 20,
+                needed >> 20,
                 (blocks as u64 * block_bytes) >> 20
             );
             return Err(Error::DoesNotFit(message));

@@ -378,6 +378,17 @@ fn sizes_that_do_not_fit_are_refused_at_start_with_numbers() {
     let long = fails(EngineConfig { max_model_len: Some(257), ..EngineConfig::default() });
     assert!(long.contains("257") && long.contains("256"), "{long}");
     assert!(fails(EngineConfig { max_num_seqs: 0, ..EngineConfig::default() }).contains("max_num_seqs"));
+    // What took the memory is named: the activations of a large step, or the length itself.
+    let tight = |max_num_batched_tokens| {
+        let config = EngineConfig { max_model_len: Some(200), max_num_batched_tokens, ..EngineConfig::default() };
+        match try_start(null_with(NullOptions { kv_bytes: 1000, ..NullOptions::default() }), config) {
+            Err(error) => error.to_string(),
+            Ok(_) => panic!("it must not start"),
+        }
+    };
+    let step = tight(1 << 14);
+    assert!(step.contains("smaller max_num_batched_tokens") && !step.contains("max_model_len"), "{step}");
+    assert!(tight(1).contains("shorter max_model_len"), "{}", tight(1));
     // Nobody asked for a length: what fits is taken, and said.
     let engine = start(null(), EngineConfig { kv_blocks: Some(4), ..EngineConfig::default() });
     assert_eq!(engine.max_model_len(), 48);

@@ -108,6 +108,14 @@ fn a_device_that_is_not_there_is_named() {
 }
 
 #[test]
+fn more_threads_than_processors_are_refused() {
+    let model = fixture();
+    let model = model.to_str().expect("text");
+    let line = only_line(&serve(&["--device", "cpu", "--threads", "2000", "--port", "0", "--model", model]));
+    assert!(line.contains("2000 compute threads") && line.contains("this process may use"), "{line}");
+}
+
+#[test]
 fn a_processor_that_is_not_there_is_named() {
     let model = fixture();
     let model = model.to_str().expect("text");

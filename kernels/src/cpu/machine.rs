@@ -3,7 +3,7 @@
 
 use std::fs;
 
-use super::topology::{self, Placement};
+use super::topology::{self, Placement, Read};
 use crate::{Affinity, Error, Result};
 
 /// The processor's model name.
@@ -82,17 +82,17 @@ pub(crate) fn interleave(nodes: &[usize]) -> Option<String> {
     Some(format!("memory {outcome} interleaved over nodes {list}").replace("  ", " "))
 }
 
-/// Memory of the machine, or of this process's control group where that is less.
+/// Memory of the machine, or of this process's control group or one above it where that is less.
 pub(crate) fn total_bytes() -> u64 {
     let machine = memory("MemTotal").unwrap_or(u64::MAX);
-    machine.min(group_number("memory.max").unwrap_or(u64::MAX))
+    group_memory(&|path| fs::read_to_string(path).ok()).into_iter().map(|(limit, _)| limit).fold(machine, u64::min)
 }
 
 /// Memory that can still be had without swapping.
 pub(crate) fn available_bytes() -> u64 {
     let machine = memory("MemAvailable").or_else(|| memory("MemFree")).unwrap_or(0);
-    let group = group_number("memory.max").map(|max| max.saturating_sub(group_number("memory.current").unwrap_or(0)));
-    machine.min(group.unwrap_or(u64::MAX))
+    let groups = group_memory(&|path| fs::read_to_string(path).ok());
+    groups.into_iter().map(|(limit, used)| limit.saturating_sub(used)).fold(machine, u64::min)
 }
 
 #[cfg(target_os = "linux")]
@@ -122,16 +122,17 @@ fn memory(name: &str) -> Option<u64> {
     Some(kib * 1024)
 }
 
-fn group_number(file: &str) -> Option<u64> {
-    group_limit(file)?.trim().parse().ok()
-}
-
-/// A file of this process's control group (version 2), inside a container its root.
-fn group_limit(file: &str) -> Option<String> {
-    let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
-    let own = groups.lines().find_map(|l| l.strip_prefix("0::"))?.trim_start_matches('/').to_owned();
-    let paths = [format!("/sys/fs/cgroup/{own}/{file}"), format!("/sys/fs/cgroup/{file}")];
-    paths.iter().find_map(|p| fs::read_to_string(p).ok())
+/// Limit and use, in bytes, of this process's control group and of each above it that has a limit.
+fn group_memory(read: Read<'_>) -> Vec<(u64, u64)> {
+    let number = |path: String| read(&path)?.trim().parse().ok();
+    let groups = topology::control_groups("memory", read).into_iter().filter_map(|(group, version_2)| {
+        let (limit, used) = match version_2 {
+            true => ("memory.max", "memory.current"),
+            false => ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+        };
+        Some((number(format!("{group}/{limit}"))?, number(format!("{group}/{used}")).unwrap_or(0)))
+    });
+    groups.collect()
 }
 
 /// The value of the first line `name : value`.
@@ -152,6 +153,30 @@ mod tests {
         assert_eq!(field(text, "MemTotal"), Some("16 kB"));
         assert_eq!(field(text, "model name"), Some("Some CPU: fast"));
         assert_eq!(field(text, "Mem"), None);
+    }
+
+    #[test]
+    fn memory_is_bounded_by_every_control_group_above() {
+        let limits = |files: &[(&str, &str)]| {
+            group_memory(&|path| files.iter().find(|(name, _)| *name == path).map(|(_, text)| (*text).to_owned()))
+        };
+        let version_2 = [
+            ("/proc/self/cgroup", "0::/box/inner\n"),
+            ("/sys/fs/cgroup/box/inner/memory.max", "max\n"),
+            ("/sys/fs/cgroup/box/inner/memory.current", "10\n"),
+            ("/sys/fs/cgroup/box/memory.max", "1000\n"),
+            ("/sys/fs/cgroup/box/memory.current", "300\n"),
+            ("/sys/fs/cgroup/memory.max", "2000\n"),
+        ];
+        assert_eq!(limits(&version_2), [(1000, 300), (2000, 0)]);
+        let version_1 = [
+            ("/proc/self/cgroup", "5:memory:/a\n4:cpu,cpuacct:/b\n"),
+            ("/sys/fs/cgroup/memory/a/memory.limit_in_bytes", "500\n"),
+            ("/sys/fs/cgroup/memory/a/memory.usage_in_bytes", "20\n"),
+            ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "9223372036854771712\n"),
+        ];
+        assert_eq!(limits(&version_1), [(500, 20), (9_223_372_036_854_771_712, 0)]);
+        assert_eq!(limits(&[("/proc/self/cgroup", "0::/\n")]), []);
     }
 
     #[test]

@@ -66,7 +66,8 @@ pub(crate) fn open(spec: &DeviceSpec) -> Result<Box<dyn Backend>> {
     // Before the threads start: they inherit it.
     let memory = machine::interleave(&placement.nodes).map_or(String::new(), |memory| format!(", {memory}"));
     let bound = placement.bound.clone();
-    let pool = Pool::placed(placement.threads, SPINS, move |thread| {
+    let spins = if placement.crowded { 0 } else { SPINS };
+    let pool = Pool::placed(placement.threads, spins, move |thread| {
         if let Some(cpu) = bound.get(thread) {
             machine::bind(*cpu);
         }

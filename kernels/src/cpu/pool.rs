@@ -41,8 +41,10 @@ impl Pool {
     ///
     /// # Errors
     /// When the system refuses a thread.
+    ///
+    /// Panics without threads, or with more than the state counts.
     pub(crate) fn placed(threads: usize, spins: usize, place: impl Fn(usize) + Clone + Send + 'static) -> Result<Self> {
-        let threads = threads.clamp(1, ENTERED as usize);
+        assert!((1..=ENTERED as usize).contains(&threads), "a placement has some threads, not too many: this is a bug");
         let shared = Arc::new(Shared {
             state: Line(AtomicU64::new(CLOSED)),
             next: Line(AtomicUsize::new(0)),

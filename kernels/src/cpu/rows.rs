@@ -90,10 +90,11 @@ impl Default for Rows {
     }
 }
 
-/// Rounds or quantises `x` `[m, inner]` into `layout`. Each row's bytes depend on that row alone.
+/// Rounds or quantises `x` `[m, inner]` into `layout`, its inputs in `order` where one is given. Each row's bytes depend
+/// on that row alone.
 ///
 /// Panics when the length of `x` is not `m * inner`.
-pub(crate) fn pack_rows(layout: RowLayout, pool: &Pool, x: &[f32], m: usize, rows: &mut Rows) {
+pub(crate) fn pack_rows(layout: RowLayout, order: Option<&[u32]>, pool: &Pool, x: &[f32], m: usize, rows: &mut Rows) {
     let (inner, row_bytes) = (layout.inner, layout.row_bytes());
     assert_eq!(x.len(), m * inner, "activations fill their rows: this is a bug");
     if rows.data.len() < m * row_bytes {
@@ -103,9 +104,15 @@ pub(crate) fn pack_rows(layout: RowLayout, pool: &Pool, x: &[f32], m: usize, row
     let out = Apart(rows.data.as_mut_ptr());
     let rows = &*rows;
     let job = |blocks: Range<usize>| {
+        let mut ordered = vec![];
         for i in blocks {
             let (first, count) = rows.block(i);
-            let x = &x[first * inner..][..count * inner];
+            let mut x = &x[first * inner..][..count * inner];
+            if let Some(order) = order {
+                ordered.clear();
+                ordered.extend(x.chunks_exact(inner).flat_map(|row| order.iter().map(|i| row[*i as usize])));
+                x = &ordered;
+            }
             // SAFETY: the block lies inside the buffer and no other piece writes it; a layout for a path's kernels comes
             // only from a matrix packed for that path, which checked that the machine has it.
             unsafe {

@@ -16,6 +16,8 @@ pub(crate) struct Placement {
     pub(crate) bound: Vec<usize>,
     /// Memory nodes that the threads' processors belong to, ascending.
     pub(crate) nodes: Vec<usize>,
+    /// Whether there are more threads than processors: one that spins then keeps another from its work.
+    pub(crate) crowded: bool,
 }
 
 impl Placement {
@@ -26,7 +28,8 @@ impl Placement {
     /// before a second.
     ///
     /// # Errors
-    /// A list with processors that this process may not use, or with fewer than there are threads.
+    /// More threads than processors and [`ALWAYS_ALLOWED`]; a list with processors that this process may not use, or
+    /// with fewer than there are threads.
     pub(crate) fn choose(
         allowed: &[usize],
         threads: Option<usize>,
@@ -47,9 +50,16 @@ impl Placement {
         }
         let cores = cores(list, read);
         let threads = threads.unwrap_or_else(|| cores.len().min(quota(read).unwrap_or(usize::MAX))).max(1);
-        let nodes = nodes(list, read);
         if *affinity == Affinity::Auto {
-            return Ok(Self { threads, bound: vec![], nodes });
+            if threads > allowed.len().max(ALWAYS_ALLOWED) {
+                let n = allowed.len();
+                let plural = if n == 1 { "" } else { "s" };
+                return refused(format!(
+                    "{threads} compute threads are too many: this process may use {n} processor{plural}; see --threads"
+                ));
+            }
+            let crowded = threads > allowed.len();
+            return Ok(Self { threads, bound: vec![], nodes: nodes(list, read), crowded });
         }
         if threads > list.len() {
             let list = list_text(list);
@@ -59,7 +69,8 @@ impl Placement {
         }
         let siblings = cores.iter().map(Vec::len).max().unwrap_or(0);
         let in_turn = (0..siblings).flat_map(|i| cores.iter().filter_map(move |core| core.get(i).copied()));
-        Ok(Self { threads, bound: in_turn.take(threads).collect(), nodes })
+        let bound: Vec<usize> = in_turn.take(threads).collect();
+        Ok(Self { threads, nodes: nodes(&bound, read), bound, crowded: false })
     }
 
     /// `2 threads, not bound`
@@ -107,6 +118,9 @@ pub(crate) fn list_text(numbers: &[usize]) -> String {
     ranges.iter().map(text).collect::<Vec<_>>().join(",")
 }
 
+/// Threads that may be asked for on any machine, however few processors it has.
+const ALWAYS_ALLOWED: usize = 8;
+
 /// What Linux's affinity masks hold.
 const MAX_PROCESSORS: usize = 1024;
 
@@ -140,35 +154,43 @@ fn nodes(list: &[usize], read: Read<'_>) -> Vec<usize> {
     online.into_iter().filter(has_one).collect()
 }
 
-/// Processors' worth of time, rounded up, that this process's control group and those above it may use.
-fn quota(read: Read<'_>) -> Option<usize> {
-    let groups = read("/proc/self/cgroup")?;
+/// Folders of this process's control group of `controller` and of those above it, and whether each is of version 2.
+pub(crate) fn control_groups(controller: &str, read: Read<'_>) -> Vec<(String, bool)> {
+    let groups = read("/proc/self/cgroup").unwrap_or_default();
     let path_of = |line: &str| line.splitn(3, ':').nth(2).map(|path| path.trim_end_matches('/').to_owned());
-    let mut quotas = vec![];
+    let mut folders = vec![];
     for line in groups.lines() {
         let controllers = line.split(':').nth(1).unwrap_or_default();
         let version_2 = line.starts_with("0::");
-        if !version_2 && !controllers.split(',').any(|c| c == "cpu") {
+        if !version_2 && !controllers.split(',').any(|c| c == controller) {
             continue;
         }
         let root = if version_2 { "/sys/fs/cgroup".into() } else { format!("/sys/fs/cgroup/{controllers}") };
         // A container may see its own group at the root, so parts of the path need not exist.
         let mut path = path_of(line).unwrap_or_default();
         loop {
-            let limit = match version_2 {
-                true => read(&format!("{root}{path}/cpu.max")),
-                false => read(&format!("{root}{path}/cpu.cfs_quota_us"))
-                    .zip(read(&format!("{root}{path}/cpu.cfs_period_us")))
-                    .map(|(quota, period)| format!("{} {}", quota.trim(), period.trim())),
-            };
-            quotas.extend(limit.and_then(|text| processors_of(&text)));
+            folders.push((format!("{root}{path}"), version_2));
             match path.rfind('/') {
                 Some(end) => path.truncate(end),
                 None => break,
             }
         }
     }
-    quotas.into_iter().min()
+    folders
+}
+
+/// Processors' worth of time, rounded up, that this process's control group and those above it may use.
+fn quota(read: Read<'_>) -> Option<usize> {
+    let quotas = control_groups("cpu", read).into_iter().filter_map(|(group, version_2)| {
+        let limit = match version_2 {
+            true => read(&format!("{group}/cpu.max")),
+            false => read(&format!("{group}/cpu.cfs_quota_us"))
+                .zip(read(&format!("{group}/cpu.cfs_period_us")))
+                .map(|(quota, period)| format!("{} {}", quota.trim(), period.trim())),
+        };
+        processors_of(&limit?)
+    });
+    quotas.min()
 }
 
 /// Of `quota period`; `max` or a negative quota means that there is none.
@@ -235,7 +257,8 @@ mod tests {
     #[test]
     fn by_default_there_is_a_thread_a_core_and_none_is_bound() {
         let files = two_packages(&[]);
-        let free = |threads, nodes: &[usize]| Ok(Placement { threads, bound: vec![], nodes: nodes.to_vec() });
+        let free =
+            |threads, nodes: &[usize]| Ok(Placement { threads, bound: vec![], nodes: nodes.to_vec(), crowded: false });
         assert_eq!(choose(&files, "0-7", None, "auto"), free(4, &[0, 1]));
         assert_eq!(choose(&files, "0,4", None, "auto"), free(1, &[0])); // siblings
         assert_eq!(choose(&files, "2-3", None, "auto"), free(2, &[1]));
@@ -253,6 +276,8 @@ mod tests {
         assert_eq!(bound("0,1,4,5", Some(3)), Ok((3, vec![0, 1, 4])));
         assert_eq!(bound("6", None), Ok((1, vec![6])));
         assert_eq!(choose(&files, "0-7", None, "6,7").map(|p| p.nodes), Ok(vec![1]));
+        // Memory is spread over the nodes of the threads, not of the list.
+        assert_eq!(choose(&files, "0-7", Some(2), "0-7").map(|p| p.nodes), Ok(vec![0]));
         let placement = choose(&files, "0-7", Some(3), "0,1,4,5").expect("fits");
         assert_eq!(placement.describe(), "3 threads, bound to processors 0-1,4");
         assert_eq!(choose(&files, "6", None, "auto").expect("fits").describe(), "1 thread, not bound");
@@ -267,6 +292,22 @@ mod tests {
         let message = refused("0-7", Some(3), "0-1");
         assert!(message.contains("3 threads do not fit on processors 0-1"), "{message}");
         assert!(refused("0-7", None, "all").contains("such as 0-3,8"));
+    }
+
+    #[test]
+    fn threads_are_bounded_by_the_processors() {
+        let files = two_packages(&[]);
+        for (allowed, threads, crowded) in [("0-7", 8, false), ("0-1", 2, false), ("0-1", 3, true), ("0", 8, true)] {
+            let placement = choose(&files, allowed, Some(threads), "auto").expect("few enough");
+            assert_eq!((placement.threads, placement.crowded), (threads, crowded), "{threads} on {allowed}");
+        }
+        assert_eq!(choose(&HashMap::new(), "0-63", Some(64), "auto").map(|p| p.crowded), Ok(false));
+        for (allowed, threads, may_use) in
+            [("0-1", 9, "may use 2 processors;"), ("0", usize::MAX, "may use 1 processor;"), ("0-63", 65, "may use 64")]
+        {
+            let message = choose(&files, allowed, Some(threads), "auto").expect_err("too many");
+            assert!(message.contains(may_use) && message.contains("--threads"), "{message}");
+        }
     }
 
     #[test]

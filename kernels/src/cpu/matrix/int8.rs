@@ -235,16 +235,18 @@ pub(in crate::cpu) unsafe fn pack_block(x: &[f32], inner: usize, count: usize, t
                 let x = x.as_ptr().add(row * inner + g * 32);
                 let to = out.add(g * group_bytes).cast::<i32>();
                 let v = [0, 8, 16, 24].map(|i| _mm256_loadu_ps(x.add(i)));
-                // Compared as integers, so that a NaN is the largest and reaches the result through the scale.
+                // Compared as integers, so that a NaN is the largest.
                 let bits = v.map(|v| _mm256_and_si256(_mm256_castps_si256(v), _mm256_set1_epi32(i32::MAX)));
                 let most = _mm256_max_epu32(_mm256_max_epu32(bits[0], bits[1]), _mm256_max_epu32(bits[2], bits[3]));
                 let most = _mm_max_epu32(_mm256_castsi256_si128(most), _mm256_extracti128_si256::<1>(most));
                 let most = _mm_max_epu32(most, _mm_shuffle_epi32::<0b_01_00_11_10>(most));
                 let most = _mm_max_epu32(most, _mm_shuffle_epi32::<0b_10_11_00_01>(most));
                 let largest = f32::from_bits(_mm_cvtsi128_si32(most) as u32);
-                let scale = largest * (1.0 / 127.0);
+                // A group with a NaN or an infinity has no codes: they are 0, and its scale makes the result NaN.
+                let scale = if largest.is_finite() { largest * (1.0 / 127.0) } else { f32::NAN };
+                let coded = _mm256_castsi256_ps(_mm256_set1_epi32(-i32::from(largest.is_finite())));
                 let inverse = _mm256_set1_ps(if largest > 1e-30 { 127.0 / largest } else { 0.0 });
-                let q = v.map(|v| _mm256_cvtps_epi32(_mm256_mul_ps(v, inverse)));
+                let q = v.map(|v| _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_and_ps(v, coded), inverse)));
                 let q = _mm256_packs_epi16(_mm256_packs_epi32(q[0], q[1]), _mm256_packs_epi32(q[2], q[3]));
                 // Packing works in halves of a register: quads 0 2 4 6, then 1 3 5 7.
                 let q = _mm256_permutevar8x32_epi32(q, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));

@@ -134,6 +134,32 @@ fn a_nan_or_infinity_in_a_row_is_seen_in_that_row_only() {
     });
 }
 
+/// Codes cannot tell an infinity, so its row is NaN rather than a number of some sign, and the same on every path.
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn a_row_with_an_infinity_is_nan_in_int8() {
+    let pool = Pool::new(1, 0).expect("threads start");
+    for isa in Isa::paths().into_iter().filter(|isa| int8::Instructions::of(*isa).is_some()) {
+        for format in Format::ALL.into_iter().filter(|f| int8::multiplies(*f)) {
+            let t = tensor(format, 40, 256);
+            let matrix = Matrix::pack(&pool, &mut Shelf::default(), &t, format, isa, Precision::Native).expect("packs");
+            for bad in [f32::INFINITY, f32::NEG_INFINITY, f32::NAN] {
+                let (mut x, mut rows) = (noise(2 * 256, 6), Rows::new());
+                x[256 + 37] = bad;
+                let got = multiply(&matrix, &pool, &x, 2);
+                let wrong = got.iter().enumerate().find(|(i, v)| v.is_nan() != (*i >= 40));
+                assert!(wrong.is_none(), "{} {format}: {bad} gives {wrong:?}", isa.name());
+                matrix.pack_rows(&pool, &x, 2, &mut rows);
+                // SAFETY: two rows were packed, so as many bytes are there.
+                let bytes = unsafe { std::slice::from_raw_parts(rows.block_at(0), 2 * matrix.layout().row_bytes()) };
+                let groups = bytes.chunks(bytes.len() / 8);
+                let codes = groups.flat_map(|group| &group[..64]).map(|code| *code as i8);
+                assert!(codes.min() > Some(-128), "{} {format}: {bad} is coded as -128", isa.name());
+            }
+        }
+    }
+}
+
 #[test]
 fn weights_are_converted_as_the_format_says() {
     let pool = Pool::new(2, 100).expect("threads start");

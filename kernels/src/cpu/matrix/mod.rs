@@ -176,10 +176,7 @@ impl Matrix {
 
     /// Packs activations `x` `[m, in]` for this matrix, and for all others of its layout and order of inputs.
     pub(crate) fn pack_rows(&self, pool: &Pool, x: &[f32], m: usize, rows: &mut Rows) {
-        let Some(order) = &self.order else { return rows::pack_rows(self.layout(), pool, x, m, rows) };
-        let ordered: Vec<f32> =
-            x.chunks_exact(self.inner).flat_map(|row| order.iter().map(|i| row[*i as usize])).collect();
-        rows::pack_rows(self.layout(), pool, &ordered, m, rows);
+        rows::pack_rows(self.layout(), self.order.as_deref(), pool, x, m, rows);
     }
 
     /// Whether rows packed for this matrix are those that `other` wants.
