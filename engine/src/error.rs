@@ -9,6 +9,9 @@ pub enum Error {
     /// The K/V cache, or what was asked of it, does not fit the memory. Says what would.
     #[error("{0}")]
     DoesNotFit(String),
+    /// What was given to an embedding model cannot be computed.
+    #[error("{0}")]
+    Input(String),
     #[error(transparent)]
     Device(#[from] dualgauge_kernels::Error),
     #[error("the engine's thread cannot be started: {0}")]

@@ -7,6 +7,7 @@ mod ahead;
 mod check;
 mod config;
 mod core;
+mod embedder;
 mod engine;
 mod error;
 mod form;
@@ -28,6 +29,7 @@ mod stop;
 
 pub use config::EngineConfig;
 pub use core::{Core, Step};
+pub use embedder::Embedder;
 pub use engine::{Engine, Events, Health};
 pub use error::Error;
 pub use form::{CallIds, OutputFormat, Reasoning, ToolChoice, ToolUse};

@@ -79,7 +79,7 @@ pub struct RopeSpec {
     pub magnitude: f32,
 }
 
-/// Causal attention over the paged cache.
+/// Attention over the paged cache, causal but for encoders.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AttnSpec {
     /// Which K/V cache layer this is: index into [`crate::KvSpec::layers`]. Each is used exactly once in a program.
@@ -96,12 +96,15 @@ pub struct AttnSpec {
     pub chunk: Option<usize>,
     /// Scores grow with the query's position.
     pub temperature: Option<Temperature>,
+    /// A query sees keys after its own, too, to the end of what its sequence has after the step; a window reaches both
+    /// ways. For encoders, which compute a text in one step.
+    pub ahead: bool,
 }
 
 impl AttnSpec {
     /// Attention to all that went before.
     pub fn new(layer: usize, scale: f32) -> Self {
-        Self { layer, scale, window: None, softcap: None, sinks: None, chunk: None, temperature: None }
+        Self { layer, scale, window: None, softcap: None, sinks: None, chunk: None, temperature: None, ahead: false }
     }
 }
 

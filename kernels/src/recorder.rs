@@ -147,6 +147,8 @@ impl Recorder {
             self.rule(spec.window != Some(0), "attention", || "the window is 0".into());
             let cut = spec.chunk != Some(0) && (spec.chunk.is_none() || spec.window.is_none());
             self.rule(cut, "attention", || "a chunk of 0, or beside a window".into());
+            let whole = !spec.ahead || spec.chunk.is_none();
+            self.rule(whole, "attention", || "a chunk beside keys ahead".into());
             let grows = spec.temperature.is_none_or(|t| t.every > 0);
             self.rule(grows, "attention", || "the temperature grows every 0 tokens".into());
             out = qs.with_last(vs.last());

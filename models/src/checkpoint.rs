@@ -10,7 +10,7 @@ use crate::family::Family;
 use crate::loader::{Loader, WeightDtype, Weights};
 use crate::quant::Quantised;
 use crate::source::{Gguf, Safetensors, file_name, read_text};
-use crate::{Config, Error, Model, Result, Text};
+use crate::{Config, Error, Model, Pooling, Result, Text};
 
 const CONFIG: &str = "config.json";
 const GENERATION: &str = "generation_config.json";
@@ -38,6 +38,16 @@ impl Checkpoint {
             Ok(meta) if meta.is_dir() => Self::open_folder(path),
             Ok(_) => Self::open_gguf(path),
         }
+    }
+
+    /// Opens a folder with an embedding model or a scorer: what is said of it beside its configuration is how rows become
+    /// one vector.
+    ///
+    /// # Errors
+    /// As [`Self::open`]; when rows are made into a vector in a way that is not known.
+    pub fn open_encoder(folder: &Path) -> Result<(Self, Pooling)> {
+        let checkpoint = Self::open_folder_as(folder, |architectures, _, _| Family::encoder_of_config(architectures))?;
+        Ok((checkpoint, Pooling::read(folder)?))
     }
 
     /// Name of the family in the registry.
@@ -90,6 +100,16 @@ impl Checkpoint {
     }
 
     fn open_folder(folder: &Path) -> Result<Self> {
+        Self::open_folder_as(folder, |architectures, kind, wrapped| match wrapped {
+            true => Family::of_wrapped(architectures, kind),
+            false => Family::of_config(architectures, kind),
+        })
+    }
+
+    fn open_folder_as(
+        folder: &Path,
+        family: impl Fn(&[&str], Option<&str>, bool) -> Result<&'static Family>,
+    ) -> Result<Self> {
         let Some(text) = read_text(&folder.join(CONFIG), MAX_CONFIG_BYTES)? else {
             return Err(Error::file(CONFIG, "not found in the model folder; a folder needs it beside its safetensors"));
         };
@@ -98,8 +118,7 @@ impl Checkpoint {
         let (keys, wrapped) = whole.unwrapped()?;
         let quantised = keys.object("quantization_config")?;
         let architectures = keys.texts("architectures")?.unwrap_or_default();
-        let find = if wrapped { Family::of_wrapped } else { Family::of_config };
-        let family = find(&architectures, keys.text("model_type")?)?;
+        let family = family(&architectures, keys.text("model_type")?, wrapped)?;
         let mut config = Config::new(keys, family)?;
         if let Some(text) = read_text(&folder.join(GENERATION), MAX_CONFIG_BYTES)? {
             let ids = eos(&Keys::parse(GENERATION, &text)?, config.vocab)?;

@@ -72,7 +72,33 @@ pub const FAMILIES: &[Family] = &[
     families::starcoder2::FAMILY,
 ];
 
+/// Encoders and scorers: models that give vectors, not tokens.
+pub(crate) const ENCODERS: &[Family] = &[
+    families::bert::BERT,
+    families::bert::XLM_ROBERTA,
+    families::gemma::GEMMA3_EMBEDDING,
+    families::modernbert::FAMILY,
+    families::qwen3::EMBEDDING,
+];
+
 impl Family {
+    /// The encoder of a `config.json`, as [`Self::of_config`] finds decoders.
+    ///
+    /// # Errors
+    /// [`Error::Architecture`] for a name that is not known.
+    pub(crate) fn encoder_of_config(architectures: &[&str]) -> Result<&'static Self> {
+        let name = architectures.first().ok_or_else(|| Error::file("config.json", "architectures is missing"))?;
+        if let Some(family) = ENCODERS.iter().find(|f| f.architectures.contains(name)) {
+            return Ok(family);
+        }
+        let known: Vec<&str> = ENCODERS.iter().flat_map(|f| f.architectures).copied().collect();
+        let shown: String = name.chars().filter(|c| !c.is_control()).take(80).collect();
+        Err(Error::Architecture(format!(
+            "architecture {shown} is no embedding model that is known; these are: {}",
+            known.join(", ")
+        )))
+    }
+
     /// The family of a `config.json`: by the first of `architectures`, or by `model_type` when there are none.
     ///
     /// # Errors

@@ -358,6 +358,15 @@ impl<'a> Loader<'a> {
         Ok(weight)
     }
 
+    /// A matrix `[out, inner]` that is computed, kept as f32.
+    ///
+    /// # Errors
+    /// When the device refuses.
+    pub fn constant_matrix(&mut self, name: &str, out: usize, inner: usize, values: &[f32]) -> Result<Weight> {
+        let tensor = HostTensor::from_f32(name.to_string(), [out, inner], values)?;
+        self.upload(tensor)
+    }
+
     /// A vector that is computed, not read.
     ///
     /// # Errors

@@ -37,6 +37,7 @@ pub(crate) struct Form {
     pub(crate) softcap: Option<f32>,
     pub(crate) chunk: Option<usize>,
     pub(crate) temperature: Option<Temperature>,
+    pub(crate) ahead: bool,
 }
 
 impl Form {
@@ -52,6 +53,16 @@ impl Form {
             (Some(window), _) => (position + 1).saturating_sub(window),
             (None, Some(chunk)) => position / chunk * chunk,
             (None, None) => 0,
+        }
+    }
+
+    /// The newest position that a query at `position` sees, of a sequence that ends before `end`.
+    #[inline(always)]
+    pub(crate) fn newest(&self, position: usize, end: usize) -> usize {
+        match (self.ahead, self.window) {
+            (false, _) => position,
+            (true, Some(window)) => (position + window).min(end) - 1,
+            (true, None) => end - 1,
         }
     }
 
@@ -71,6 +82,8 @@ pub(crate) struct Item {
     pub(crate) queries: usize,
     /// Position of the first query.
     pub(crate) position: usize,
+    /// Tokens that the sequence has.
+    pub(crate) end: usize,
     /// The only split to compute, and which partial result it makes; or all of them, combined.
     pub(crate) split: Option<(usize, usize)>,
     work: usize,
@@ -95,10 +108,11 @@ impl Plan {
             let query = batch.query(seq);
             for first in query.clone().step_by(per_tile) {
                 let queries = per_tile.min(query.end - first);
-                let position = batch.context[seq] as usize - (query.end - first);
-                let keys = position + queries - form.oldest(position);
+                let end = batch.context[seq] as usize;
+                let position = end - (query.end - first);
+                let keys = form.newest(position + queries - 1, end) + 1 - form.oldest(position);
                 let work = keys * queries * form.group() * (form.dim + form.v_dim);
-                let item = Item { seq, kv_head: 0, first, queries, position, split: None, work };
+                let item = Item { seq, kv_head: 0, first, queries, position, end, split: None, work };
                 self.items.extend((0..form.kv_heads).map(|kv_head| Item { kv_head, ..item }));
             }
         }
@@ -111,7 +125,8 @@ impl Plan {
     }
 
     fn split(&mut self, form: &Form) {
-        let splits = |i: &Item| form.oldest(i.position) / SPLIT_TOKENS..(i.position + i.queries - 1) / SPLIT_TOKENS + 1;
+        let newest = |i: &Item| form.newest(i.position + i.queries - 1, i.end);
+        let splits = |i: &Item| form.oldest(i.position) / SPLIT_TOKENS..newest(i) / SPLIT_TOKENS + 1;
         if self.items.iter().all(|i| splits(i).len() == 1) {
             return;
         }

@@ -222,6 +222,7 @@ fn form(heads: usize, kv_heads: usize, dim: usize, v_dim: usize) -> Form {
         softcap: None,
         chunk: None,
         temperature: None,
+        ahead: false,
     }
 }
 

@@ -114,7 +114,7 @@ unsafe fn dot_rows<L: Lanes, C: Cell, const R: usize>(keys: &Keys<C>, q: *const 
 pub(crate) unsafe fn soften<L: Lanes>(
     form: &Form,
     keys: &Keys<impl Cell>,
-    position: usize,
+    seen: std::ops::Range<usize>,
     scores: *mut f32,
     sums: &Sums,
     row: usize,
@@ -131,10 +131,10 @@ pub(crate) unsafe fn soften<L: Lanes>(
                 *s = math::tanh(s.div(L::splat(cap))).mul(L::splat(cap));
             }
         }
-        let (oldest, start) = (form.oldest(position), keys.start);
-        if oldest > start || position < start + KEYS - 1 {
-            let from = oldest.saturating_sub(start);
-            let to = (position + 1).saturating_sub(start);
+        let start = keys.start;
+        if seen.start > start || seen.end < start + KEYS {
+            let from = seen.start.saturating_sub(start);
+            let to = seen.end.saturating_sub(start);
             for (b, s) in s.iter_mut().enumerate() {
                 *s = s.keep(shown(from, to, b * LANES), L::splat(f32::NEG_INFINITY));
             }

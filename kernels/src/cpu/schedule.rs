@@ -243,8 +243,8 @@ impl Schedule {
                 };
                 let (heads, v_dim) = (shape.dims()[1], shape.last());
                 let (scale, window, softcap) = (spec.scale, spec.window, spec.softcap);
-                let (chunk, temperature) = (spec.chunk, spec.temperature);
-                let form = Form { heads, kv_heads, dim, v_dim, scale, window, softcap, chunk, temperature };
+                let (chunk, temperature, ahead) = (spec.chunk, spec.temperature, spec.ahead);
+                let form = Form { heads, kv_heads, dim, v_dim, scale, window, softcap, chunk, temperature, ahead };
                 let form = position(&mut self.forms, form);
                 let (layer, sinks) = (spec.layer, spec.sinks);
                 Step::Attention(AttentionStep { q: span(q), k: span(k), v: span(v), out, form, layer, sinks })

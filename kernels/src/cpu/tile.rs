@@ -90,7 +90,7 @@ impl<C: Cell> Kernel for Tile<'_, C> {
         unsafe {
             pack_queries::<L>(attention, &item, q);
             clear(total, rows, partial_len);
-            let newest = item.position + item.queries - 1;
+            let newest = form.newest(item.position + item.queries - 1, item.end);
             let oldest = form.oldest(item.position);
             let splits = match item.split {
                 Some((split, _)) => split..split + 1,
@@ -109,15 +109,16 @@ impl<C: Cell> Kernel for Tile<'_, C> {
                     while row < rows {
                         let count = L::TILE_ROWS.min(rows - row);
                         let position = item.position + row / group;
-                        let last = item.position + (row + count - 1) / group;
+                        let last = form.newest(item.position + (row + count - 1) / group, item.end);
                         if last >= start && form.oldest(position) < start + KEYS {
                             let keys = Keys::new(attention, &item, start, form.oldest(position), last);
                             let q = q.add(row * pairs * 2);
                             dot::<L, C>(&keys, q, pairs, count, scores);
                             for r in 0..count {
                                 let position = item.position + (row + r) / group;
+                                let seen = form.oldest(position)..form.newest(position, item.end) + 1;
                                 let scores = scores.add(r * KEYS);
-                                soften::<L>(form, &keys, position, scores, &sums, row + r, width);
+                                soften::<L>(form, &keys, seen, scores, &sums, row + r, width);
                             }
                             weigh::<L, C>(&keys, scores, count, sums.acc.add(row * width), width);
                         }

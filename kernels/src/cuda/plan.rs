@@ -208,6 +208,12 @@ impl Planner<'_> {
                 what: format!("heads of {} dimensions", k_dim.max(v_dim)),
             });
         }
+        if spec.ahead {
+            return Err(Error::Unsupported {
+                device: "cuda",
+                what: "attention to keys ahead, as encoders have it".into(),
+            });
+        }
         let splits = splits(self.program);
         let (k_cache, v_cache) = self.cache[spec.layer];
         let f32_cache = kv.dtype == DType::F32;

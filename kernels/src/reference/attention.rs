@@ -72,11 +72,16 @@ pub fn attend(cache: &Cache, batch: &Batch, q: &Tensor, spec: &AttnSpec, sinks: 
 
 /// The slots `token` sees, in order of position: up to its own, within the window or chunk.
 fn visible(cache: &Cache, batch: &Batch, seq: usize, token: usize, spec: &AttnSpec) -> Vec<usize> {
-    let last = batch.positions[token] as usize;
+    let position = batch.positions[token] as usize;
     let first = match (spec.window, spec.chunk) {
-        (Some(window), _) => (last + 1).saturating_sub(window),
-        (None, Some(chunk)) => last / chunk * chunk,
+        (Some(window), _) => (position + 1).saturating_sub(window),
+        (None, Some(chunk)) => position / chunk * chunk,
         (None, None) => 0,
+    };
+    let end = batch.context[seq] as usize - 1;
+    let last = match spec.ahead {
+        true => spec.window.map_or(end, |window| end.min(position + window - 1)),
+        false => position,
     };
     let block_tokens = cache.spec.block_tokens;
     let blocks = batch.blocks(seq);

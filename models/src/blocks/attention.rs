@@ -42,6 +42,8 @@ pub struct AttentionOptions {
     pub chunk: Option<usize>,
     /// Scores grow with the position.
     pub temperature: Option<Temperature>,
+    /// A query sees what comes after it, too.
+    pub ahead: bool,
 }
 
 /// How query, key and value are stored.
@@ -112,6 +114,7 @@ impl AttentionOptions {
             sinks: false,
             chunk: None,
             temperature: None,
+            ahead: false,
         }
     }
 }
@@ -177,6 +180,7 @@ impl Attention {
             sinks,
             chunk: o.chunk,
             temperature: o.temperature,
+            ahead: o.ahead,
         };
         Ok(Self { qkv, out, norms, spec, options: *o })
     }

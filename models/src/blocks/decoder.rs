@@ -70,6 +70,8 @@ pub struct DecoderOptions {
     pub logits_cap: Option<f32>,
     /// The head has a bias.
     pub head_bias: bool,
+    /// There is no head: the model gives its normed rows, as embedding models do.
+    pub headless: bool,
 }
 
 /// Names of what is not in a layer, and of the layers.
@@ -152,6 +154,7 @@ impl DecoderOptions {
         logits_scale: 1.0,
         logits_cap: None,
         head_bias: false,
+        headless: false,
     };
 }
 
@@ -162,7 +165,7 @@ pub struct Decoder {
     positions: Option<Weight>,
     layers: Vec<Layer>,
     norm: Norm,
-    head: Linear,
+    head: Option<Linear>,
     besides: Option<Box<dyn Besides>>,
     options: DecoderOptions,
 }
@@ -221,8 +224,9 @@ impl Decoder {
         }
         let norm = Norm::load(loader, o.names.norm, c.hidden, o.norm, c.norm_eps)?;
         let head = match c.tied {
-            true => Linear { weight: embed, bias: None },
-            false => Linear::load(loader, o.names.head, c.vocab, c.hidden, o.head_bias)?,
+            _ if o.headless => None,
+            true => Some(Linear { weight: embed, bias: None }),
+            false => Some(Linear::load(loader, o.names.head, c.vocab, c.hidden, o.head_bias)?),
         };
         let kv_layers = layers.iter().flat_map(|l| [l.attention.kv(), l.feed.kv()]).flatten().collect();
         let state_layers = layers.iter().flat_map(|l| [l.attention.states(), l.feed.states()]).flatten().collect();
@@ -305,7 +309,9 @@ impl Model for Decoder {
                 x = besides.after(g, i, x, begun);
             }
         }
-        let logits = self.head.forward(g, self.norm.forward(g, g.select_rows(x))); // [rows, vocab]
+        let rows = self.norm.forward(g, g.select_rows(x)); // [rows, hidden]
+        let Some(head) = &self.head else { return rows };
+        let logits = head.forward(g, rows); // [rows, vocab]
         let logits = scaled(g, logits, o.logits_scale);
         o.logits_cap.map_or(logits, |cap| g.softcap(logits, cap))
     }

@@ -64,6 +64,10 @@ fn gemma2(c: &Config, loader: &mut Loader<'_>) -> Result<Box<dyn Model>> {
     })
 }
 
+/// EmbeddingGemma.
+pub(crate) const GEMMA3_EMBEDDING: Family =
+    Family { architectures: &["Gemma3TextModel"], build: gemma3_embedding, ..GEMMA3 };
+
 fn gemma3(c: &Config, loader: &mut Loader<'_>) -> Result<Box<dyn Model>> {
     if c.keys.flag("use_bidirectional_attention")? {
         return Err(c
@@ -71,6 +75,27 @@ fn gemma3(c: &Config, loader: &mut Loader<'_>) -> Result<Box<dyn Model>> {
             .fail("use_bidirectional_attention", "is for embedding models, and this is not loaded as one"));
     }
     let (scale, softcap, options) = capped(c)?;
+    gemma3_layers(c, loader, &options, |usual| AttentionOptions { scale, softcap, ..usual })
+}
+
+/// EmbeddingGemma: Gemma 3 that looks both ways, without a head. Its window is as wide in all.
+fn gemma3_embedding(c: &Config, loader: &mut Loader<'_>) -> Result<Box<dyn Model>> {
+    let (scale, softcap, options) = capped(c)?;
+    let ahead = c.keys.flag("use_bidirectional_attention")?;
+    let mut c = c.clone();
+    if ahead {
+        c.window = c.window.map(|window| window / 2 + 1);
+    }
+    let options = DecoderOptions { headless: true, ..options };
+    gemma3_layers(&c, loader, &options, |usual| AttentionOptions { scale, softcap, ahead, ..usual })
+}
+
+fn gemma3_layers(
+    c: &Config,
+    loader: &mut Loader<'_>,
+    options: &DecoderOptions,
+    attention: impl Fn(AttentionOptions) -> AttentionOptions,
+) -> Result<Box<dyn Model>> {
     let slides = c.slides_but_every()?;
     let near = match c.keys.value("rope_parameters") {
         Some(_) => RopeConfig::read(&c.keys, c.head_dim, c.context, Some("sliding_attention"))?,
@@ -78,10 +103,10 @@ fn gemma3(c: &Config, loader: &mut Loader<'_>) -> Result<Box<dyn Model>> {
     };
     let near = rope(loader, &near)?;
     let qk_norm = QkNorm::Head(options.norm);
-    Decoder::dense(c, loader, GEMMA3.name, &options, |layer, usual| {
+    Decoder::dense(c, loader, GEMMA3.name, options, |layer, usual| {
         let rope = if slides[layer] { Some(near) } else { usual.rope };
         let window = c.window.filter(|_| slides[layer]);
-        (AttentionOptions { scale, softcap, window, qk_norm, rope, ..usual }, MlpOptions::of(c))
+        (AttentionOptions { window, qk_norm, rope, ..attention(usual) }, MlpOptions::of(c))
     })
 }
 

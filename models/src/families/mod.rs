@@ -4,6 +4,7 @@
 pub(crate) mod apertus;
 pub(crate) mod arcee;
 pub(crate) mod bamba;
+pub(crate) mod bert;
 pub(crate) mod cohere;
 pub(crate) mod deepseek;
 pub(crate) mod ernie4_5;
@@ -27,6 +28,7 @@ pub(crate) mod mamba2;
 pub(crate) mod minimax_m2;
 pub(crate) mod mistral;
 pub(crate) mod mixtral;
+pub(crate) mod modernbert;
 pub(crate) mod nemotron;
 pub(crate) mod nemotron_h;
 pub(crate) mod olmo;

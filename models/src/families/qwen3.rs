@@ -20,9 +20,21 @@ pub(crate) const FAMILY: Family = Family {
     build,
 };
 
+/// Qwen 3 Embedding: the same, whose last row is the text's vector.
+pub(crate) const EMBEDDING: Family =
+    Family { architectures: &["Qwen3Model", "Qwen3ForCausalLM"], build: embedding, ..FAMILY };
+
 fn build(c: &Config, loader: &mut Loader<'_>) -> Result<Box<dyn Model>> {
+    layers(c, loader, &DecoderOptions::USUAL)
+}
+
+fn embedding(c: &Config, loader: &mut Loader<'_>) -> Result<Box<dyn Model>> {
+    layers(c, loader, &DecoderOptions { headless: true, ..DecoderOptions::USUAL })
+}
+
+fn layers(c: &Config, loader: &mut Loader<'_>, options: &DecoderOptions) -> Result<Box<dyn Model>> {
     let windows = windows(c)?;
-    Decoder::dense(c, loader, FAMILY.name, &DecoderOptions::USUAL, |layer, usual| {
+    Decoder::dense(c, loader, FAMILY.name, options, |layer, usual| {
         let qk_norm = QkNorm::Head(NormKind::RMS);
         (AttentionOptions { window: windows[layer], qk_norm, ..usual }, MlpOptions::of(c))
     })

@@ -49,6 +49,9 @@ impl Lowering<'_> {
 
     pub(super) fn attention(&mut self, q: Value, k: Value, v: Value, spec: &AttnSpec) -> Result<Node> {
         let shape = self.program.shape;
+        if spec.ahead {
+            return Err(refuse("attention to keys ahead, as encoders have it".into()));
+        }
         let one = shape.seqs == 1;
         if !one && (shape.query != 1 || shape.tokens != shape.seqs) {
             return Err(refuse("steps that mix prefill and decode".into()));
