@@ -364,7 +364,7 @@ impl<'a> Loader<'a> {
     /// When the device refuses.
     pub fn constant_matrix(&mut self, name: &str, out: usize, inner: usize, values: &[f32]) -> Result<Weight> {
         let tensor = HostTensor::from_f32(name.to_string(), [out, inner], values)?;
-        self.upload(tensor)
+        self.upload(name, tensor)
     }
 
     /// A vector that is computed, not read.
