@@ -380,7 +380,8 @@ fn sizes_that_do_not_fit_are_refused_at_start_with_numbers() {
     assert!(fails(EngineConfig { max_num_seqs: 0, ..EngineConfig::default() }).contains("max_num_seqs"));
     // What took the memory is named: the activations of a large step, or the length itself.
     let tight = |max_num_batched_tokens| {
-        let config = EngineConfig { max_model_len: Some(200), max_num_batched_tokens, ..EngineConfig::default() };
+        let sizes = EngineConfig { max_model_len: Some(200), max_num_seqs: 1, ..EngineConfig::default() };
+        let config = EngineConfig { max_num_batched_tokens, ..sizes };
         match try_start(null_with(NullOptions { kv_bytes: 1000, ..NullOptions::default() }), config) {
             Err(error) => error.to_string(),
             Ok(_) => panic!("it must not start"),
