@@ -233,28 +233,34 @@ impl Lowering<'_> {
         self.b.select(negative, minus, plus)
     }
 
-    /// `2^(e - 127)` of bytes e, f32: a product of powers that are exact, one for each bit.
+    /// `2^(e - 127)` of bytes e, f32: a product of powers that are exact, one for each bit of `max(e, 1) - 1`. No factor and
+    /// no product of factors that a compiler may fold is subnormal, for devices that take such numbers for zero; the result is
+    /// for e = 0 alone.
     fn power_of_two(&mut self, exponents: Node) -> Node {
         let dims = self.b.dims(exponents);
         let exponents = self.b.convert(exponents, Ty::S32);
-        let zero = self.b.full_s32(0, &dims);
-        let one = self.b.full_f32(1.0, &dims);
-        let mut product = one;
-        for bit in 0..7 {
+        let (zero, one) = (self.b.full_s32(0, &dims), self.b.full_s32(1, &dims));
+        let some = self.b.compare(Compare::Gt, exponents, zero);
+        let less = self.b.binary(Binary::Subtract, exponents, one);
+        let above = self.b.select(some, less, zero);
+        let mut product = self.b.full_f32(2f32.powi(-126), &dims);
+        for (past, power) in [(63, -62), (127, 2), (191, 66)] {
+            let past = self.b.full_s32(past, &dims);
+            let higher = self.b.compare(Compare::Gt, above, past);
+            let power = self.b.full_f32(2f32.powi(power), &dims);
+            product = self.b.select(higher, power, product);
+        }
+        let unchanged = self.b.full_f32(1.0, &dims);
+        for bit in 0..6 {
             let mask = self.b.full_s32(1 << bit, &dims);
-            let held = self.b.binary(Binary::And, exponents, mask);
+            let held = self.b.binary(Binary::And, above, mask);
             let set = self.b.compare(Compare::Ne, held, zero);
-            let power = self.b.full_f32((2f32).powi(1 << bit), &dims);
-            let factor = self.b.select(set, power, one);
+            let power = self.b.full_f32(2f32.powi(1 << bit), &dims);
+            let factor = self.b.select(set, power, unchanged);
             product = self.b.binary(Binary::Multiply, product, factor);
         }
-        // The last bit decides between 2^1 and 2^-127, which takes two steps so that no factor is subnormal.
-        let half = self.b.full_s32(127, &dims);
-        let high = self.b.compare(Compare::Gt, exponents, half);
-        let doubled = self.scaled(product, 2.0);
-        let lowered = self.scaled(product, 2f32.powi(-64));
-        let lowered = self.scaled(lowered, 2f32.powi(-63));
-        self.b.select(high, doubled, lowered)
+        let halved = self.scaled(product, 0.5);
+        self.b.select(some, product, halved)
     }
 
     /// Bytes `[.., 1, n]` cut into fields of `bits`, lowest first, one below the other: `[.., 8 / bits, n]` s32.
