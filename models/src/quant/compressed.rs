@@ -10,7 +10,7 @@ use safetensors::Dtype;
 use super::Parts;
 use super::fp8::{Fp8, Tiled, tile, tile_of};
 use super::gptq::{in_order, order};
-use super::repack::{Codes, Kind, repack};
+use super::repack::{Codes, Kind, repack, unpack};
 use crate::Result;
 use crate::config::Keys;
 
@@ -131,12 +131,7 @@ struct Packed<'a> {
 
 impl Codes for Packed<'_> {
     fn codes(&self, row: usize, first: usize, out: &mut [u8]) {
-        let (each, mask) = (32 / self.bits, (1 << self.bits) - 1);
-        let signed = if self.bits == 8 { 0x80 } else { 0 };
-        for (i, code) in out.iter_mut().enumerate() {
-            let k = self.order.map_or(first + i, |order| order[first + i] as usize);
-            *code = (self.codes[row * self.words + k / each] >> (k % each * self.bits) & mask) as u8 ^ signed;
-        }
+        unpack(out, first, self.order, self.bits, |at| self.codes[row * self.words + at]);
     }
 
     fn scale(&self, row: usize, column: usize) -> (f32, u8) {

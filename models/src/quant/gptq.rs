@@ -9,7 +9,7 @@ use dualgauge_kernels::HostTensor;
 use safetensors::Dtype;
 
 use super::Parts;
-use super::repack::{Codes, Kind, repack};
+use super::repack::{Codes, Kind, repack, unpack};
 use crate::Result;
 use crate::config::Keys;
 
@@ -123,12 +123,7 @@ struct Words<'a> {
 
 impl Codes for Words<'_> {
     fn codes(&self, row: usize, first: usize, out: &mut [u8]) {
-        let (each, mask) = (32 / self.bits, (1 << self.bits) - 1);
-        let signed = if self.bits == 8 { 0x80 } else { 0 };
-        for (i, code) in out.iter_mut().enumerate() {
-            let k = self.order.map_or(first + i, |order| order[first + i] as usize);
-            *code = (self.codes[k / each * self.out + row] >> (k % each * self.bits) & mask) as u8 ^ signed;
-        }
+        unpack(out, first, self.order, self.bits, |at| self.codes[at * self.out + row]);
     }
 
     fn scale(&self, row: usize, column: usize) -> (f32, u8) {

@@ -90,3 +90,14 @@ pub(super) fn repack(
         None => Ok(HostTensor::new(parts.name.to_owned(), [out, inner], format, bytes)?),
     }
 }
+
+/// Codes of `bits`, as many as a word of 32 holds, lowest first: of columns `first..`, or of those that `order` puts there;
+/// `word` finds the word at a place along the columns. 8 bits become two's complement.
+pub(super) fn unpack(out: &mut [u8], first: usize, order: Option<&[u32]>, bits: usize, word: impl Fn(usize) -> u32) {
+    let (each, mask) = (32 / bits, (1 << bits) - 1);
+    let signed = if bits == 8 { 0x80 } else { 0 };
+    for (i, code) in out.iter_mut().enumerate() {
+        let k = order.map_or(first + i, |order| order[first + i] as usize);
+        *code = (word(k / each) >> (k % each * bits) & mask) as u8 ^ signed;
+    }
+}
