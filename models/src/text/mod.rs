@@ -152,10 +152,6 @@ impl Text {
         conversation
     }
 
-    pub fn has_template(&self) -> bool {
-        self.template.is_some()
-    }
-
     /// Text of ids. What is no character becomes U+FFFD; unknown ids add nothing.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> String {
         self.tokenizer.decode(ids, skip_special)
