@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use dualgauge::{CallIds, Engine, Frontend, Health, Sampling};
+use dualgauge_models::{Conversation, Message};
 use sha2::{Digest, Sha256};
 
 use crate::auth::Keys;
@@ -89,6 +90,12 @@ impl Server {
 
     pub fn now(&self) -> u64 {
         unix_seconds(self.app.clock)
+    }
+
+    /// A chat whose next turn is the model's, as of now; it goes on from `prefill`.
+    pub fn conversation(&self, messages: Vec<Message>, prefill: Option<String>) -> Conversation {
+        let now = i64::try_from(self.now()).ok();
+        Conversation { messages, prefill, add_generation_prompt: true, now, ..Conversation::default() }
     }
 
     /// An identifier that no other request has: `chatcmpl-` and 24 hexadecimal digits.

@@ -4,6 +4,11 @@
 use crate::app::Server;
 use crate::error::ApiError;
 
+/// Most log-probabilities that may be asked for at a token.
+pub const MAX_LOGPROBS: i64 = 20;
+/// Lowest log-probability that is sent: JSON has no infinity.
+pub const LOWEST_LOGPROB: f32 = -9999.0;
+
 const MAX_STOPS: usize = 16;
 const MAX_STOP_BYTES: usize = 1024;
 

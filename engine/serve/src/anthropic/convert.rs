@@ -1,7 +1,6 @@
 //! Owns the way from a Messages body to a request of the engine. Ranges are checked here and every error names its field.
 
 use dualgauge::{OutputFormat, Prompt, Reasoning, TextRequest, ToolChoice, ToolUse};
-use dualgauge_models::Conversation;
 use dualgauge_models::text::ToolSpec;
 use serde_json::Value;
 
@@ -49,13 +48,7 @@ pub fn job(server: &Server, body: Messages, count_only: bool) -> Result<Job, Api
     let tools = tools(server, body.tools.unwrap_or_default(), body.tool_choice)?;
     let turns = turns(body.system, body.messages)?;
     let (messages, prefill) = turns.finish();
-    let conversation = Conversation {
-        messages,
-        prefill,
-        add_generation_prompt: true,
-        now: i64::try_from(server.now()).ok(),
-        ..Conversation::default()
-    };
+    let conversation = server.conversation(messages, prefill);
     let request = TextRequest::new(Prompt::Chat(conversation), sampling);
     let request = TextRequest { stop, tools, format, reasoning, ..request };
     Ok(Job { model, stream: body.stream.unwrap_or(false), thinking, request })

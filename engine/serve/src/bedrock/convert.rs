@@ -1,7 +1,6 @@
 //! Owns the way from a Converse body to a request of the engine. Ranges are checked here and every error names its field.
 
 use dualgauge::{OutputFormat, Prompt, Reasoning, TextRequest, ToolChoice, ToolUse};
-use dualgauge_models::Conversation;
 use dualgauge_models::text::ToolSpec;
 use serde_json::Value;
 
@@ -58,13 +57,7 @@ pub fn converse(server: &Server, body: Converse) -> Result<TextRequest, ApiError
     let tools = tools(server, body.tool_config)?;
     let format = format(body.output_config)?;
     let (messages, prefill) = turns(body.system.unwrap_or_default(), body.messages.unwrap_or_default())?.finish();
-    let conversation = Conversation {
-        messages,
-        prefill,
-        add_generation_prompt: true,
-        now: i64::try_from(server.now()).ok(),
-        ..Conversation::default()
-    };
+    let conversation = server.conversation(messages, prefill);
     let request = TextRequest::new(Prompt::Chat(conversation), sampling);
     Ok(TextRequest { stop, tools, format, reasoning, ..request })
 }

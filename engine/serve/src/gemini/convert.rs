@@ -1,7 +1,6 @@
 //! Owns the way from a Gemini body to requests of the engine. Ranges are checked here and every error names its field.
 
 use dualgauge::{OutputFormat, Prompt, Reasoning, TextRequest, ToolChoice, ToolUse};
-use dualgauge_models::Conversation;
 use dualgauge_models::text::ToolSpec;
 use serde_json::Value;
 
@@ -9,13 +8,12 @@ use super::schema::json_schema;
 use super::types::{Content, Count, Generate, GenerationConfig, Part, Tool, ToolConfig};
 use crate::app::Server;
 use crate::error::ApiError;
-use crate::ranges::{choice_seed, integer, max_tokens, number, stop_texts, top_k};
+use crate::ranges::{MAX_LOGPROBS, choice_seed, integer, max_tokens, number, stop_texts, top_k};
 use crate::tools::Offer;
 use crate::turns::Turns;
 
 const MAX_STOPS: usize = 5;
 const MAX_CANDIDATES: i64 = 8;
-const MAX_LOGPROBS: i64 = 20;
 
 /// What a body asks for.
 pub struct Job {
@@ -50,13 +48,7 @@ pub fn job(server: &Server, body: Generate) -> Result<Job, ApiError> {
         integer("generationConfig.candidateCount", config.candidate_count.unwrap_or(1), 1, MAX_CANDIDATES)?;
     let tools = tools(server, body.tools.unwrap_or_default(), body.tool_config)?;
     let (messages, prefill) = turns(body.system_instruction, body.contents)?.finish();
-    let conversation = Conversation {
-        messages,
-        prefill,
-        add_generation_prompt: true,
-        now: i64::try_from(server.now()).ok(),
-        ..Conversation::default()
-    };
+    let conversation = server.conversation(messages, prefill);
     let request = configured(server, config, Prompt::Chat(conversation))?;
     let candidate = |i: i64| {
         let mut request = TextRequest { tools: tools.clone(), ..request.clone() };

@@ -9,10 +9,8 @@ use serde_json::{Value, json};
 use super::error_body;
 use crate::answer::{Answer, Blocks, Change, Kind, Spent};
 use crate::error::ApiError;
+use crate::ranges::LOWEST_LOGPROB;
 use crate::stream::Writer;
-
-/// Lowest log-probability that is sent: JSON has no infinity.
-const LOWEST: f32 = -9999.0;
 
 /// What all bodies of one response share.
 pub struct Reply {
@@ -57,7 +55,7 @@ impl Reply {
     }
 
     fn logprobs(&self, tokens: &[Token]) -> Value {
-        let entry = |id: u32, logprob: f32| json!({"token": self.text.token_text(id), "tokenId": id, "logProbability": logprob.max(LOWEST)});
+        let entry = |id: u32, logprob: f32| json!({"token": self.text.token_text(id), "tokenId": id, "logProbability": logprob.max(LOWEST_LOGPROB)});
         let known = || tokens.iter().filter_map(|t| t.logprobs.as_ref());
         let chosen: Vec<Value> = known().map(|l| entry(l.id, l.logprob)).collect();
         let top: Vec<Value> = known()

@@ -1,7 +1,6 @@
 //! Owns the way from an Ollama body to a request of the engine. Ranges are checked here and every error names its field.
 
 use dualgauge::{OutputFormat, Prompt, Reasoning, Sampling, TextRequest, ToolChoice, ToolUse};
-use dualgauge_models::Conversation;
 use dualgauge_models::text::ToolSpec;
 use serde_json::{Value, json};
 
@@ -9,12 +8,10 @@ use super::types::{Chat, Common, Generate, Options, Think, Tool, Turn};
 use crate::app::Server;
 use crate::body::TextOr;
 use crate::error::ApiError;
-use crate::ranges::{integer, max_tokens, number, stop_texts, token_ids, top_k};
+use crate::ranges::{MAX_LOGPROBS, integer, max_tokens, number, stop_texts, token_ids, top_k};
 use crate::run::count;
 use crate::tools::Offer;
 use crate::turns::Turns;
-
-const MAX_LOGPROBS: i64 = 20;
 
 /// What a body asks for.
 pub struct Job {
@@ -37,7 +34,7 @@ pub fn chat(server: &Server, common: Common, body: Chat) -> Result<Job, ApiError
     }
     let tools = tools(server, body.tools.unwrap_or_default())?;
     let (messages, prefill) = turns(messages)?.finish();
-    let conversation = Conversation { messages, prefill, ..empty(server) };
+    let conversation = server.conversation(messages, prefill);
     let request = request(server, common, Prompt::Chat(conversation), tools, "messages")?;
     Ok(Job { model, stream, request: Some(request) })
 }
@@ -66,7 +63,7 @@ pub fn generate(server: &Server, common: Common, body: Generate) -> Result<Job, 
         let mut turns = Turns::default();
         body.system.filter(|s| !s.is_empty()).iter().for_each(|system| turns.system(system));
         turns.user(&text);
-        Prompt::Chat(Conversation { messages: turns.finish().0, ..empty(server) })
+        Prompt::Chat(server.conversation(turns.finish().0, None))
     };
     let prompt = if context.is_empty() { prompt } else { behind(server, context, prompt)? };
     let request = request(server, common, prompt, None, "prompt")?;
@@ -83,11 +80,6 @@ pub fn model(server: &Server, name: Option<&str>) -> Result<String, ApiError> {
     };
     let short = name.strip_suffix(":latest").unwrap_or(name);
     server.model(Some(name)).or_else(|_| server.model(Some(short))).map(|_| name.to_owned())
-}
-
-fn empty(server: &Server) -> Conversation {
-    let now = i64::try_from(server.now()).ok();
-    Conversation { add_generation_prompt: true, now, ..Conversation::default() }
 }
 
 /// A prompt that goes on where an earlier answer ended. What begins every text is there already.

@@ -10,10 +10,8 @@ use super::error_body;
 use crate::answer::{Answer, Blocks, Change, Kind};
 use crate::calendar::rfc3339;
 use crate::error::ApiError;
+use crate::ranges::LOWEST_LOGPROB;
 use crate::stream::Writer;
-
-/// Lowest log-probability that is sent: JSON has no infinity.
-const LOWEST: f32 = -9999.0;
 
 /// What all bodies of one response share.
 pub struct Reply {
@@ -83,7 +81,7 @@ impl Reply {
     fn logprob(&self, token: &dualgauge::TokenLogprobs) -> Value {
         let entry = |id: u32, logprob: f32| {
             let bytes = self.text.token_bytes(id);
-            json!({"token": self.text.token_text(id), "logprob": logprob.max(LOWEST), "bytes": bytes})
+            json!({"token": self.text.token_text(id), "logprob": logprob.max(LOWEST_LOGPROB), "bytes": bytes})
         };
         let mut own = entry(token.id, token.logprob);
         if !token.top.is_empty() {

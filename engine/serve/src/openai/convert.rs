@@ -12,12 +12,11 @@ use super::types::{Chat, Common, Completion, Prompts};
 use super::{ApiError, format};
 use crate::app::Server;
 
-use crate::ranges::{choice_seed, integer, max_tokens, stop_texts, token_ids};
+use crate::ranges::{MAX_LOGPROBS, choice_seed, integer, max_tokens, stop_texts, token_ids};
 use crate::run::refuse_hopeless;
 
 /// Most choices of one request, over all its prompts.
 const MAX_CHOICES: usize = 128;
-const MAX_LOGPROBS: i64 = 20;
 const MAX_SALT_BYTES: usize = 512;
 
 /// What a body asks for: `n` generations of each prompt, and how to present them.
@@ -139,11 +138,9 @@ pub fn chat(server: &Server, common: Common, chat: Chat) -> Result<Job, ApiError
     let messages = messages(chat.messages)?;
     refuse_hopeless(server, "messages", messages.iter().filter_map(|m| m.content.as_ref()).map(String::len).sum())?;
     let conversation = Conversation {
-        messages,
         add_generation_prompt: chat.add_generation_prompt.unwrap_or(true),
         kwargs: chat.chat_template_kwargs.unwrap_or_default(),
-        now: i64::try_from(server.now()).ok(),
-        ..Conversation::default()
+        ..server.conversation(messages, None)
     };
     let prompt = if common.add_special_tokens == Some(true) {
         // Templates write the special tokens themselves, so this doubles the first one; it is what was asked for.

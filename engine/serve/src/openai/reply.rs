@@ -8,9 +8,7 @@ use serde_json::{Map, Value};
 
 use super::convert::{Job, Shape};
 use crate::answer::{Answer, Spent};
-
-/// Lowest log-probability that is sent: JSON has no infinity.
-const LOWEST: f32 = -9999.0;
+use crate::ranges::LOWEST_LOGPROB;
 
 /// What all bodies of one response share.
 pub struct Reply {
@@ -218,7 +216,7 @@ impl Reply {
     fn chat_logprobs(&self, tokens: &[Token]) -> Logprobs {
         let entry = |id: u32, logprob: f32, top_logprobs: Option<Vec<ChatToken>>| ChatToken {
             token: self.text.token_text(id),
-            logprob: logprob.max(LOWEST),
+            logprob: logprob.max(LOWEST_LOGPROB),
             bytes: self.text.token_bytes(id).to_vec(),
             top_logprobs,
         };
@@ -407,12 +405,12 @@ impl CompletionLists {
         let token = text.token_text(id);
         self.text_offset.push(*offset);
         *offset += token.chars().count();
-        self.token_logprobs.push(logprobs.map(|l| l.logprob.max(LOWEST)));
+        self.token_logprobs.push(logprobs.map(|l| l.logprob.max(LOWEST_LOGPROB)));
         self.top_logprobs.push(logprobs.map(|l| {
-            let top = l.top.iter().map(|(id, logprob)| (text.token_text(*id), logprob.max(LOWEST).into()));
+            let top = l.top.iter().map(|(id, logprob)| (text.token_text(*id), logprob.max(LOWEST_LOGPROB).into()));
             let mut top: Map<String, Value> = top.collect();
             // The token itself is always among them.
-            top.entry(token.clone()).or_insert_with(|| l.logprob.max(LOWEST).into());
+            top.entry(token.clone()).or_insert_with(|| l.logprob.max(LOWEST_LOGPROB).into());
             top
         }));
         self.tokens.push(token);

@@ -147,11 +147,9 @@ async fn tokenize(State(server): State<Arc<Server>>, body: Body) -> Result<Respo
         let prompt = match (request.prompt, request.messages) {
             (Some(text), None) => Prompt::Text { text, add_special: request.add_special_tokens.unwrap_or(true) },
             (None, Some(messages)) => Prompt::Chat(Conversation {
-                messages: messages::messages(messages)?,
                 add_generation_prompt: request.add_generation_prompt.unwrap_or(true),
                 kwargs: request.chat_template_kwargs.unwrap_or_default(),
-                now: i64::try_from(server.now()).ok(),
-                ..Conversation::default()
+                ..server.conversation(messages::messages(messages)?, None)
             }),
             _ => return Err(ApiError::invalid("prompt", "prompt: send either prompt or messages.")),
         };

@@ -2,7 +2,6 @@
 //! and every error names its field.
 
 use dualgauge::{OutputFormat, Prompt, Reasoning, TextRequest, ToolChoice, ToolUse};
-use dualgauge_models::Conversation;
 use dualgauge_models::text::ToolSpec;
 use serde_json::{Map, Value, json};
 
@@ -10,12 +9,11 @@ use super::types::{Choice, Create, Format, Item, Part, Tool};
 use crate::app::Server;
 use crate::body::TextOr;
 use crate::error::ApiError;
-use crate::ranges::{integer, max_tokens, number};
+use crate::ranges::{MAX_LOGPROBS, integer, max_tokens, number};
 use crate::run::count;
 use crate::tools::Offer;
 use crate::turns::Turns;
 
-const MAX_LOGPROBS: i64 = 20;
 const LOGPROBS: &str = "message.output_text.logprobs";
 
 /// What a body asks for.
@@ -83,8 +81,7 @@ pub fn job(server: &Server, body: Create) -> Result<Job, ApiError> {
         add(&mut turns, &format!("input[{at}]"), item)?;
     }
     let (messages, prefill) = turns.finish();
-    let now = i64::try_from(server.now()).ok();
-    let conversation = Conversation { messages, prefill, add_generation_prompt: true, now, ..Conversation::default() };
+    let conversation = server.conversation(messages, prefill);
     let request = TextRequest::new(Prompt::Chat(conversation), sampling);
     let mut request = TextRequest { tools, format, reasoning, ..request };
     if truncate {

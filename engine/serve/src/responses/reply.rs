@@ -10,10 +10,8 @@ use super::store::Kept;
 use crate::answer::{Blocks, Change, Kind};
 use crate::app::Server;
 use crate::error::ApiError;
+use crate::ranges::LOWEST_LOGPROB;
 use crate::stream::Writer;
-
-/// Lowest log-probability that is sent: JSON has no infinity.
-const LOWEST: f32 = -9999.0;
 
 /// One response and its events. Not streamed, the events are made and left.
 pub struct Reply {
@@ -171,7 +169,7 @@ impl Reply {
         }
         let entry = |id: u32, logprob: f32| {
             let (token, bytes) = (self.text.token_text(id), self.text.token_bytes(id));
-            json!({"token": token, "bytes": bytes, "logprob": logprob.max(LOWEST)})
+            json!({"token": token, "bytes": bytes, "logprob": logprob.max(LOWEST_LOGPROB)})
         };
         let known = tokens.iter().filter_map(|t| t.logprobs.as_ref());
         known
